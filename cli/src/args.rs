@@ -1,0 +1,234 @@
+//! What may be typed after `kith`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// One private store from all of your devices.
+#[derive(Debug, Parser)]
+#[command(name = "kith", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Understood by every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The data folder of the device [default: $XDG_DATA_HOME/kith, else ~/.local/share/kith]
+    #[arg(long, global = true, env = "KITH_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Print one JSON object per line instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Confirm whatever would be asked
+    #[arg(long, short = 'y', global = true)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a new mesh with this device as its first; shows the 24 words once
+    Init(InitArgs),
+    /// Serve this device: connect to the others, answer local commands, until stopped
+    Up(UpArgs),
+    /// End the daemon of this device
+    Stop,
+    /// Let a new device in: shows a ticket as QR code and text until it is used or expires
+    Pair(PairArgs),
+    /// Make this machine a device of an existing mesh
+    Join(JoinArgs),
+    /// Store files and folders; prints the root CID of each
+    Put(PutArgs),
+    /// Restore a file or a folder, by CID or by path
+    Get(GetArgs),
+    /// Print a file, by CID or by path
+    Cat(CatArgs),
+    /// List a folder of the tree
+    Ls(LsArgs),
+    /// Make a folder in the tree
+    Mkdir(MkdirArgs),
+    /// Move or rename in the tree
+    Mv(MvArgs),
+    /// Remove from the tree; its history stays
+    Rm(RmArgs),
+    /// Show every version that stood at a path
+    History(HistoryArgs),
+    /// Make an old version the current one again
+    Restore(RestoreArgs),
+    /// Show how this device and the mesh are
+    Status,
+    /// List the devices of the mesh
+    Devices,
+    /// Do something with one device of the mesh
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Run three devices on this machine and see Kith's main job done on real files
+    Demo(DemoArgs),
+    /// Run a mesh in simulated bad weather, from one seed
+    #[command(subcommand)]
+    Sim(SimCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// What to call this device [default: the machine's host name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Address to listen on, without port; may be given several times
+    #[arg(
+        long,
+        value_name = "IP",
+        default_value = "0.0.0.0",
+        env = "KITH_LISTEN"
+    )]
+    pub(crate) listen: Vec<std::net::IpAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PairArgs {
+    /// What the newcomer becomes: `member`, or `blind` for a device that keeps data without keys
+    #[arg(long, default_value = "member", value_parser = ["member", "blind"])]
+    pub(crate) role: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The ticket that `kith pair` shows; `-` reads it from standard input
+    #[arg(required_unless_present = "words", conflicts_with = "words")]
+    pub(crate) ticket: Option<String>,
+    /// Join by the 24 words, typed at a prompt or read from standard input
+    #[arg(long)]
+    pub(crate) words: bool,
+    /// Where a device of the mesh listens, as its `kith status` shows under `addrs`; may be given several times
+    #[arg(long, value_name = "ADDR", requires = "words")]
+    pub(crate) peer: Vec<String>,
+    /// What to call this device [default: the machine's host name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PutArgs {
+    /// Files and folders; `-` is standard input
+    #[arg(required = true, value_name = "SRC")]
+    pub(crate) sources: Vec<OsString>,
+    /// Path in the tree [default: /<basename>]; into it, if it is a folder or several sources are given
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// A CID, or a path in the tree; what begins with `/` is always a path
+    #[arg(value_name = "CID|PATH")]
+    pub(crate) what: OsString,
+    /// Where to put it [default: ./<basename>]
+    #[arg(long, short, value_name = "DEST")]
+    pub(crate) output: Option<PathBuf>,
+    /// Overwrite what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Wait for what no device within reach has now, instead of failing
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CatArgs {
+    /// A CID, or a path in the tree; what begins with `/` is always a path
+    #[arg(value_name = "CID|PATH")]
+    pub(crate) what: OsString,
+    /// Wait for what no device within reach has now, instead of failing
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Path in the tree
+    #[arg(default_value = "/")]
+    pub(crate) path: OsString,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MkdirArgs {
+    /// Path in the tree
+    pub(crate) path: OsString,
+    /// Make missing parents, and be content if it exists
+    #[arg(long, short)]
+    pub(crate) parents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MvArgs {
+    /// Path in the tree
+    pub(crate) from: OsString,
+    /// New path; into it, if it is a folder
+    pub(crate) to: OsString,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Path in the tree
+    pub(crate) path: OsString,
+    /// Folders with all in them
+    #[arg(long, short)]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Path in the tree, of something there or removed
+    pub(crate) path: OsString,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Path in the tree
+    pub(crate) path: OsString,
+    /// Version as `kith history` shows it [default: the one before the current]
+    #[arg(long)]
+    pub(crate) version: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Remove a device for good: it can neither read nor write what comes later
+    Remove {
+        /// Its name, or its id
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// What to store [default: the tracked files of this repository]
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SimCommand {
+    /// Run a scenario that comes with Kith
+    Run {
+        /// Its name
+        #[arg(default_value = "split-brain")]
+        scenario: String,
+        /// First seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many seeds, one run each
+        #[arg(long, default_value_t = 1)]
+        runs: u64,
+        /// Write a readable event log
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
+    },
+}

@@ -1,0 +1,84 @@
+//! `kith join`.
+
+use std::io::{IsTerminal, Read};
+
+use kith_node::config::Home;
+use kith_node::join::{self, Joined};
+use kith_object::key::Words;
+use kith_protocol::api::{Failure, FailureKind};
+use zeroize::Zeroizing;
+
+use super::host_name;
+use crate::args::JoinArgs;
+use crate::failure::CommandError;
+use crate::output::Output;
+
+/// Longest ticket or words read from standard input.
+const TYPED_BYTES_MAX: u64 = 16 << 10;
+
+pub(crate) async fn run(
+    home: Home,
+    args: JoinArgs,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let name = args.name.unwrap_or_else(host_name);
+    let joined = if args.words {
+        let typed = typed("The 24 words: ".to_owned()).await?;
+        let words = Words::parse(&typed).map_err(|error| {
+            Failure::new(FailureKind::Usage, "read the 24 words")
+                .because(&error)
+                .hint("type all 24 in order, separated by spaces")
+        })?;
+        join::by_words(&home, &words, &args.peer, &name).await?
+    } else {
+        let ticket = match args.ticket.as_deref() {
+            Some("-") | None => typed("The ticket: ".to_owned()).await?,
+            Some(ticket) => Zeroizing::new(ticket.to_owned()),
+        };
+        let json = output.is_json();
+        let show = |code: &str| {
+            if json {
+                let _ = output.result(
+                    &serde_json::json!({ "event": "code", "code": code }),
+                    String::new,
+                );
+            } else {
+                output.say(&format!("This device shows the code {code}. Confirm it on the other device if it shows the same."));
+            }
+        };
+        join::by_ticket(&home, ticket.trim(), &name, show).await?
+    };
+    let Joined { mesh, device, role } = joined;
+    let value = serde_json::json!({
+        "event": "joined",
+        "mesh": mesh.to_string(),
+        "device": device.to_string(),
+        "name": name,
+        "role": role,
+    });
+    output.result(&value, || {
+        format!("mesh    {mesh}\ndevice  {device} ({name}, {role})\n")
+    })?;
+    Ok(())
+}
+
+/// Reads a secret from a prompt without echo, or from standard input if that is no terminal.
+async fn typed(prompt: String) -> Result<Zeroizing<String>, CommandError> {
+    let read = move || -> std::io::Result<Zeroizing<String>> {
+        if std::io::stdin().is_terminal() {
+            return rpassword::prompt_password(prompt).map(Zeroizing::new);
+        }
+        let mut text = Zeroizing::new(String::new());
+        std::io::stdin()
+            .lock()
+            .take(TYPED_BYTES_MAX)
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let read = tokio::task::spawn_blocking(read)
+        .await
+        .map_err(std::io::Error::other)?;
+    Ok(read.map_err(|error| {
+        Failure::new(FailureKind::Failed, "read what was typed").because(&error)
+    })?)
+}

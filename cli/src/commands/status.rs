@@ -1,0 +1,53 @@
+//! `kith status`.
+
+use kith_node::config::Home;
+use kith_node::local::no_input;
+use kith_protocol::api::{Event, Request, Status};
+
+use crate::failure::CommandError;
+use crate::output::{Output, human};
+use crate::session;
+
+pub(crate) async fn run(home: &Home, output: &mut Output) -> Result<(), CommandError> {
+    let mut call = session::call(home, Request::Status, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        if let Event::Status(status) = &event {
+            output.result(&event, || text(status))?;
+        }
+    }
+    Ok(())
+}
+
+fn text(status: &Status) -> String {
+    let mut text = format!(
+        "mesh       {}\ndevice     {} ({}, {})\n",
+        status.mesh, status.name, status.role, status.device
+    );
+    text.push_str(if status.online {
+        "daemon     running\n"
+    } else {
+        "daemon     not running\n"
+    });
+    for addr in &status.addrs {
+        text.push_str(&format!("door       {addr}\n"));
+    }
+    for addr in &status.inside {
+        text.push_str(&format!("inside     {addr}\n"));
+    }
+    text.push_str(&format!(
+        "devices    {}, {} connected\ntree       {} versions, {} names with several current ones\nstore      {} blocks, {} on disk\nentries    {}\n",
+        status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
+    ));
+    if let Err(why) = &status.writable {
+        text.push_str(&format!("read-only  {why}\n"));
+    }
+    for traffic in &status.traffic {
+        text.push_str(&format!(
+            "traffic    {}: {} received, {} sent\n",
+            traffic.name,
+            human(traffic.received),
+            human(traffic.sent)
+        ));
+    }
+    text
+}

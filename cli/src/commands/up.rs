@@ -1,0 +1,51 @@
+//! `kith up` and `kith stop`.
+
+use kith_node::config::Home;
+use kith_node::run::{Node, UpOptions};
+use kith_protocol::api::Request;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::UpArgs;
+use crate::failure::CommandError;
+use crate::output::Output;
+use crate::session::{self, node_failure};
+
+pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result<(), CommandError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let options = UpOptions {
+        listen: args.listen,
+    };
+    let daemon = Node::up(home.clone(), options)
+        .await
+        .map_err(|error| node_failure(&home, &error))?;
+    let ready = daemon.ready();
+    let value = serde_json::json!({
+        "event": "ready",
+        "device": ready.device.to_string(),
+        "addrs": ready.addrs,
+        "inside": ready.inside,
+    });
+    output.result(&value, || {
+        let addrs: String = ready
+            .addrs
+            .iter()
+            .map(|addr| format!("door    {addr}\n"))
+            .collect();
+        format!("device  {} is up\n{addrs}", ready.device)
+    })?;
+    let ended = tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        ended = daemon.ended() => ended,
+    };
+    daemon.shut_down().await;
+    ended.map_err(|error| node_failure(&home, &error).into())
+}
+
+pub(crate) async fn stop(home: &Home, output: &mut Output) -> Result<(), CommandError> {
+    let mut call = session::call_daemon(home, Request::Stop).await?;
+    while call.next().await?.is_some() {}
+    output.result(&serde_json::json!({ "event": "stopped" }), String::new)?;
+    Ok(())
+}

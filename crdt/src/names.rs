@@ -1,0 +1,22 @@
+//! The tree of names: what stands where, as all devices come to agree on.
+//!
+//! A [`Record`] is one version of an inode. The [`Tree`] is a fold over the versions that count; it keeps every current one in sight, whatever
+//! devices did at the same time. A [`Change`] is what a person asks for; [`Tree::plan`] turns a list of them into the records that do it.
+//!
+//! Spec: `protocol/spec/names.md`, "Tree".
+
+mod path;
+mod plan;
+mod record;
+mod rows;
+mod sorted;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod view;
+
+pub use path::{PATH_BYTES_MAX, PathError, TreePath};
+pub use plan::{Change, PlanError};
+pub use record::{RECORD_BYTES_MAX, REPLACES_MAX, ROOT, Record, RecordError, VersionId, VersionIdError, VersionInfo};
+pub use tree::Tree;
+pub use view::{HistoryItem, Listed};

@@ -1,0 +1,553 @@
+//! Gives entries their place: signature, parents, and what headers must say of one another.
+//!
+//! Whether an entry is refused follows from itself and its past alone, so that every device refuses the same.
+
+use std::collections::BTreeSet;
+
+use kith_object::id::{DeviceId, EntryId, EpochId};
+
+use super::{
+    ACCESS_ENTRIES_MAX, AccessEntry, Inserted, Node, Reading, Replica, VOID_BYTES_MAX,
+    VOID_ENTRIES_MAX,
+};
+use crate::access::bits::Bits;
+use crate::access::fold::may_write;
+use crate::access::{Content, Opened, Role};
+use crate::chain::{Codec, DocumentKind, Entry, Header, Part, SealKind};
+
+/// Refused entries that are remembered, so that nobody waits for one.
+const REJECTED_MAX: usize = 4096;
+
+/// Entries taken whose authors' certificates cannot be read for want of keys. Pairing and words bring the keys first.
+const UNPROVEN_MAX: usize = 65_536;
+
+/// Where an entry comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Another device: everything is checked, and the entry is handed out for the log.
+    Peer,
+    /// Our own log, which keeps checksums and holds only what was checked before.
+    Log,
+    /// This device just wrote it.
+    Author,
+}
+
+/// What linking one entry came to.
+enum Linked {
+    Taken,
+    Full,
+    Rejected(&'static str),
+}
+
+/// What an author's certificates come to.
+enum Standing {
+    Certified,
+    /// The certificate may stand in what cannot be opened yet.
+    Unproven,
+    /// There is no room for more of this author's.
+    Full,
+    Never(&'static str),
+}
+
+/// The entries that a header names.
+struct Parents {
+    previous: Option<u32>,
+    dependencies: Box<[u32]>,
+    access_heads: Box<[u32]>,
+}
+
+impl Parents {
+    fn all(&self) -> impl Iterator<Item = u32> + '_ {
+        self.previous
+            .iter()
+            .chain(&self.dependencies)
+            .chain(&self.access_heads)
+            .copied()
+    }
+}
+
+impl Replica {
+    /// Takes in an entry from another device.
+    pub fn insert(&mut self, entry: Entry) -> Inserted {
+        self.take(entry, Origin::Peer)
+    }
+
+    /// Takes in an entry from this device's own log: what was checked before it was written there is not checked again.
+    pub fn restore(&mut self, entry: Entry) -> Inserted {
+        self.take(entry, Origin::Log)
+    }
+
+    pub(super) fn take(&mut self, entry: Entry, origin: Origin) -> Inserted {
+        let id = entry.id();
+        if let Some(at) = self
+            .index
+            .get(&id)
+            .copied()
+            .filter(|at| !self.is_thrown_out(*at))
+        {
+            self.read_again(at, &entry);
+            return Inserted::Known;
+        }
+        if self.is_refused(&id) {
+            return Inserted::Rejected("refused before");
+        }
+        if self.pending.contains(&id) {
+            return Inserted::Pending {
+                missing: self.not_here(&self.pending.missing_of(&id)),
+            };
+        }
+        if entry.header().space != self.space {
+            return self.refuse(None, "of another space");
+        }
+        if entry.payload().is_none() {
+            return self.refuse(None, "without its payload");
+        }
+        if origin == Origin::Peer && !entry.is_signed() {
+            return self.refuse(None, "signature does not hold");
+        }
+        if entry
+            .header()
+            .parents()
+            .any(|parent| self.rejected.contains(&parent))
+        {
+            return self.refuse(Some(id), "builds upon a refused entry");
+        }
+        let missing: BTreeSet<EntryId> = entry
+            .header()
+            .parents()
+            .filter(|parent| !self.contains(parent))
+            .collect();
+        if !missing.is_empty() {
+            return self.hold((entry, origin), missing);
+        }
+        let outcome = self.link_all(vec![(entry, origin)]);
+        self.settle();
+        outcome
+    }
+
+    fn is_thrown_out(&self, at: u32) -> bool {
+        self.node(at).is_some_and(|node| node.thrown_out)
+    }
+
+    fn is_refused(&self, id: &EntryId) -> bool {
+        let thrown_out = self.index.get(id).is_some_and(|at| self.is_thrown_out(*at));
+        thrown_out || self.rejected.contains(id)
+    }
+
+    fn not_here(&self, ids: &[EntryId]) -> Vec<EntryId> {
+        ids.iter()
+            .filter(|id| !self.contains(id))
+            .copied()
+            .collect()
+    }
+
+    fn hold(&mut self, entry: (Entry, Origin), missing: BTreeSet<EntryId>) -> Inserted {
+        let list: Vec<EntryId> = missing.iter().copied().collect();
+        let root = self.genesis.as_ref().map(|genesis| genesis.root);
+        let certificates = &self.certificates;
+        let is_known =
+            |author: &DeviceId| Some(*author) == root || certificates.contains_key(author);
+        if self.pending.add(entry, missing, is_known) {
+            Inserted::Pending {
+                missing: self.not_here(&list),
+            }
+        } else {
+            Inserted::Full
+        }
+    }
+
+    /// Gives these entries their place, and those that waited for them; says what became of the first.
+    pub(super) fn link_all(&mut self, mut ready: Vec<(Entry, Origin)>) -> Inserted {
+        let mut first = None;
+        ready.reverse();
+        while let Some((entry, origin)) = ready.pop() {
+            let id = entry.id();
+            let outcome = match self.link(&entry) {
+                Linked::Taken => {
+                    if origin == Origin::Peer {
+                        self.accepted.push(entry);
+                    }
+                    ready.extend(self.pending.release(&id));
+                    Inserted::Taken
+                }
+                Linked::Full => Inserted::Full,
+                Linked::Rejected(why) => self.refuse(Some(id), why),
+            };
+            first.get_or_insert(outcome);
+        }
+        first.unwrap_or(Inserted::Taken)
+    }
+
+    /// Refuses an entry; by `id` if its header is to blame. A bad signature or a lost payload says nothing about the id.
+    fn refuse(&mut self, id: Option<EntryId>, why: &'static str) -> Inserted {
+        self.stats.rejected += 1;
+        let mut list: Vec<EntryId> = id.into_iter().collect();
+        while let Some(id) = list.pop() {
+            if self.rejected.len() == REJECTED_MAX {
+                self.rejected.pop_front();
+            }
+            self.rejected.push_back(id);
+            // Nobody shall wait for a refused entry.
+            list.extend(self.pending.doom(&id));
+        }
+        Inserted::Rejected(why)
+    }
+
+    /// Gives an entry its place; all its parents have theirs.
+    fn link(&mut self, entry: &Entry) -> Linked {
+        let header = entry.header();
+        let (Some(parts), Some(parents)) = (entry.parts(), self.resolve(header)) else {
+            return Linked::Rejected("without its payload");
+        };
+        if let Err(why) = self
+            .check_chain(header, &parents)
+            .and_then(|()| check_shape(header, &parts))
+        {
+            return Linked::Rejected(why);
+        }
+        let open = open_part(header, &parts).and_then(|body| Opened::decode(&body, &self.space));
+        if header.access_heads.is_empty() {
+            let genesis = open.as_ref().and_then(|open| open.genesis.as_ref());
+            let Some(genesis) = genesis
+                .filter(|genesis| genesis.space() == self.space && genesis.root == header.author)
+            else {
+                return Linked::Rejected("names no head of access and is not genesis");
+            };
+            self.genesis.get_or_insert_with(|| genesis.clone());
+        }
+        let past = self.past_of(&parents);
+        if !self.epoch_is_known(&header.epoch, &past) {
+            return Linked::Rejected("sealed under an epoch that nobody opened");
+        }
+        let standing = self.check_author(header, &past);
+        match standing {
+            Standing::Certified => {}
+            Standing::Unproven if self.unproven.len() < UNPROVEN_MAX => {}
+            Standing::Unproven | Standing::Full => return Linked::Full,
+            Standing::Never(why) => return Linked::Rejected(why),
+        }
+        let at = u32::try_from(self.nodes.len()).expect("four billion entries do not fit memory");
+        let is_access = header.document == DocumentKind::Access;
+        let place =
+            is_access.then(|| u32::try_from(self.entries.len()).expect("fewer than all entries"));
+        let past_index = self.intern(past.clone());
+        self.nodes.push(Node {
+            id: entry.id(),
+            document: header.document,
+            author: header.author,
+            nonce: header.nonce,
+            seq: header.seq,
+            hlc: header.hlc,
+            epoch: header.epoch,
+            payload_len: header.payload_len,
+            previous: parents.previous,
+            dependencies: parents.dependencies,
+            access_heads: parents.access_heads,
+            past: past_index,
+            place,
+            reading: Reading::Waiting,
+            chain_fed: None,
+            counted: false,
+            in_digest: false,
+            told: false,
+            thrown_out: false,
+        });
+        if matches!(standing, Standing::Unproven) {
+            self.unproven.insert(at);
+        }
+        self.index.insert(entry.id(), at);
+        self.fresh.insert(at, Vec::new());
+        if self.frontier.contains(&entry.id()) {
+            self.spare_again();
+        }
+        if let Some(place) = place {
+            *self.access_counts.entry(header.author).or_default() += 1;
+            self.add_access(at, place, past, entry, open);
+        } else {
+            self.read(at, entry);
+        }
+        Linked::Taken
+    }
+
+    fn resolve(&self, header: &Header) -> Option<Parents> {
+        let find = |ids: &[EntryId]| {
+            ids.iter()
+                .map(|id| self.index.get(id).copied())
+                .collect::<Option<Box<[u32]>>>()
+        };
+        let previous = if header.seq == 0 {
+            None
+        } else {
+            Some(*self.index.get(&header.previous)?)
+        };
+        Some(Parents {
+            previous,
+            dependencies: find(&header.dependencies)?,
+            access_heads: find(&header.access_heads)?,
+        })
+    }
+
+    /// What the header says of its parents.
+    fn check_chain(&self, header: &Header, parents: &Parents) -> Result<(), &'static str> {
+        if let Some(previous) = parents.previous.and_then(|at| self.node(at)) {
+            if (previous.author, previous.nonce) != (header.author, header.nonce) {
+                return Err("follows an entry of another chain");
+            }
+            if previous.document != header.document {
+                return Err("changes the document within a chain");
+            }
+            if previous.seq.checked_add(1) != Some(header.seq) {
+                return Err("is out of sequence");
+            }
+            if header.hlc <= previous.hlc {
+                return Err("stamp does not rise along the chain");
+            }
+        }
+        let all_of = |list: &[u32], document| {
+            list.iter()
+                .all(|at| self.node(*at).is_some_and(|node| node.document == document))
+        };
+        if !all_of(&parents.access_heads, DocumentKind::Access) {
+            return Err("names a head of access that is none");
+        }
+        if !all_of(&parents.dependencies, header.document) {
+            return Err("depends on an entry of another document");
+        }
+        Ok(())
+    }
+
+    /// The entries of `access` in the past of an entry with these parents.
+    fn past_of(&self, parents: &Parents) -> Bits {
+        let mut past = Bits::default();
+        let mut seen = BTreeSet::new();
+        for node in parents.all().filter_map(|at| self.node(at)) {
+            if seen.insert(node.past)
+                && let Some(theirs) = self.past(node)
+            {
+                past.union(theirs);
+            }
+            if let Some(place) = node.place {
+                past.insert(place);
+            }
+        }
+        past
+    }
+
+    fn intern(&mut self, past: Bits) -> u32 {
+        if let Some(found) = self.past_index.get(&past) {
+            return *found;
+        }
+        let index = u32::try_from(self.pasts.len()).expect("no more pasts than entries");
+        self.pasts.push(past.clone());
+        self.past_index.insert(past, index);
+        index
+    }
+
+    fn epoch_is_known(&self, epoch: &EpochId, past: &Bits) -> bool {
+        let opened = || {
+            self.opened_at
+                .get(epoch)
+                .is_some_and(|places| places.iter().any(|place| past.contains(*place)))
+        };
+        *epoch == EpochId::default() || opened()
+    }
+
+    /// The highest role that certificates in this past give a device, in force or not.
+    fn certified(&self, device: &DeviceId, past: &Bits) -> Option<Role> {
+        let list = self.certificates.get(device)?;
+        list.iter()
+            .filter(|(place, _)| past.contains(*place))
+            .map(|(_, role)| *role)
+            .max()
+    }
+
+    /// Whether the author could ever have the right to write this, and whether there is room for more of it.
+    fn check_author(&self, header: &Header, past: &Bits) -> Standing {
+        if self.is_root(&header.author) {
+            return match header.document {
+                DocumentKind::Access => Standing::Certified,
+                _ => Standing::Never("root key wrote something else than access"),
+            };
+        }
+        let role = self.certified(&header.author, past);
+        if !role.is_some_and(|role| may_write(role, header.document)) {
+            let hidden = past.iter().any(|place| self.unopened.contains(place));
+            return if hidden {
+                Standing::Unproven
+            } else {
+                Standing::Never("author was not admitted to this document")
+            };
+        }
+        let many = header.document == DocumentKind::Access && role < Some(Role::Admin);
+        let count = self
+            .access_counts
+            .get(&header.author)
+            .copied()
+            .unwrap_or_default();
+        let (entries, bytes) = self.voids.get(&header.author).copied().unwrap_or_default();
+        let crowded = entries >= VOID_ENTRIES_MAX || bytes >= VOID_BYTES_MAX;
+        if (many && count >= ACCESS_ENTRIES_MAX) || (crowded && self.is_void(&header.author)) {
+            return Standing::Full;
+        }
+        Standing::Certified
+    }
+
+    /// Judges those again whose certificates could not be read when they came. Who was not admitted is thrown out, with
+    /// all that builds upon it, just as it would have been refused had the keys been here.
+    pub(super) fn prove(&mut self) {
+        let mut thrown = Bits::default();
+        for at in self.unproven.iter().copied().collect::<Vec<_>>() {
+            let Some(node) = self.node(at) else { continue };
+            let Some(past) = self.past(node) else {
+                continue;
+            };
+            if self
+                .certified(&node.author, past)
+                .is_some_and(|role| may_write(role, node.document))
+            {
+                self.unproven.remove(&at);
+            } else if !past.iter().any(|place| self.unopened.contains(place)) {
+                self.unproven.remove(&at);
+                thrown.insert(at);
+            }
+        }
+        let Some(first) = thrown.iter().next() else {
+            return;
+        };
+        let count =
+            u32::try_from(self.nodes.len()).expect("four billion entries do not fit memory");
+        for at in first..count {
+            let falls = self
+                .node(at)
+                .is_some_and(|node| node.parents().any(|parent| thrown.contains(parent)));
+            if falls {
+                thrown.insert(at);
+            }
+            if thrown.contains(at)
+                && let Some(node) = self.node_mut(at)
+            {
+                node.thrown_out = true;
+                let id = node.id;
+                self.unproven.remove(&at);
+                for waiting in self.pending.doom(&id) {
+                    self.refuse(Some(waiting), "builds upon a refused entry");
+                }
+            }
+        }
+        self.certify_all();
+        self.threw_out = true;
+        self.stale = true;
+    }
+
+    /// Whether no entry of this author that comes now can count, by a removal whose whole frontier is here.
+    pub(super) fn is_void(&self, author: &DeviceId) -> bool {
+        let places = self.verdict.removals.get(author).into_iter().flatten();
+        places.filter_map(|place| self.entry(*place)).any(|entry| {
+            let removal = entry
+                .content
+                .as_ref()
+                .and_then(|content| content.removal.as_ref());
+            removal.is_some_and(|removal| removal.frontier.iter().all(|id| self.contains(id)))
+        })
+    }
+
+    pub(super) fn is_root(&self, author: &DeviceId) -> bool {
+        self.genesis
+            .as_ref()
+            .is_some_and(|genesis| genesis.root == *author)
+    }
+
+    pub(super) fn entry(&self, place: u32) -> Option<&AccessEntry> {
+        self.entries.get(usize::try_from(place).ok()?)
+    }
+
+    /// Frontier entries came: what removals spare is to be worked out anew.
+    fn spare_again(&mut self) {
+        for entry in &mut self.entries {
+            entry.spared_is_stale = true;
+        }
+        self.stale = true;
+    }
+
+    fn add_access(&mut self, at: u32, place: u32, past: Bits, entry: &Entry, open: Option<Opened>) {
+        if let Some(open) = &open {
+            if let Some(record) = &open.epoch {
+                self.ring.add_record(record);
+                self.opened_at
+                    .entry(record.id(&self.space))
+                    .or_default()
+                    .push(place);
+            }
+            for link in &open.links {
+                self.ring.add_link(link);
+            }
+            for envelope in &open.envelopes {
+                self.ring.add_envelope(envelope);
+            }
+        }
+        self.stale = true;
+        let sealed = entry
+            .parts()
+            .is_some_and(|parts| parts.iter().any(|part| part.seal == SealKind::Holder));
+        let malformed = open.is_none()
+            && entry
+                .parts()
+                .is_some_and(|parts| parts.iter().any(|part| part.seal == SealKind::Open));
+        self.entries.push(AccessEntry {
+            node: at,
+            past,
+            sealed: sealed.then(|| entry.clone()),
+            content: None,
+            open,
+            malformed,
+            spared: None,
+            spared_is_stale: false,
+        });
+        self.unopened.insert(place);
+        if sealed {
+            self.read_access(place);
+        } else {
+            let open = self.entry(place).and_then(|entry| entry.open.clone());
+            self.conclude_access(
+                place,
+                Reading::Plain,
+                open.map(|open| Content::new(&entry.header().author, None, Some(open))),
+            );
+        }
+    }
+}
+
+/// Which parts an entry of each document has.
+///
+/// Spec: `protocol/spec/chain.md`, "Parts of each document".
+fn check_shape(header: &Header, parts: &[Part<'_>]) -> Result<(), &'static str> {
+    let seals: Vec<SealKind> = parts.iter().map(|part| part.seal).collect();
+    let fits = match header.document {
+        DocumentKind::Access => {
+            matches!(
+                seals.as_slice(),
+                [SealKind::Open] | [SealKind::Holder] | [SealKind::Holder, SealKind::Open]
+            )
+        }
+        DocumentKind::Catalogue => seals == [SealKind::Holder],
+        DocumentKind::Names => seals == [SealKind::Change],
+    };
+    if !fits {
+        return Err("has parts that its document does not know");
+    }
+    let all_open = seals.iter().all(|seal| *seal == SealKind::Open);
+    if all_open != (header.epoch == EpochId::default()) {
+        return Err("epoch does not fit its parts");
+    }
+    Ok(())
+}
+
+/// The body of the open part, if there is one and it is a list of records.
+fn open_part(header: &Header, parts: &[Part<'_>]) -> Option<Vec<u8>> {
+    let (index, part) = parts
+        .iter()
+        .enumerate()
+        .find(|(_, part)| part.seal == SealKind::Open)?;
+    let plain = part.open(header, index, parts.len(), None)?;
+    (plain.codec == Codec::Records).then(|| plain.body.to_vec())
+}

@@ -1,0 +1,1070 @@
+//! Composes the machines of one device, and nothing else.
+//!
+//! Spec: `protocol/spec/device.md`, "Shell".
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use kith_crdt::access::{Access, Newcomer, Role};
+use kith_crdt::catalogue::{Born, CatalogueRecord};
+use kith_crdt::chain::{DocumentKind, Entry};
+use kith_crdt::names::{Change, PlanError, Record, RecordError, Tree, VersionId, VersionInfo};
+use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
+use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
+use kith_object::key::{DeviceKeys, Rng};
+use kith_object::time::{Span, Time};
+use kith_protocol::exchange::{self, Exchange};
+use kith_protocol::gossip::{self, Gossip};
+
+use crate::book::Book;
+use crate::policy::Policy;
+
+/// How a device is set up.
+#[derive(Debug)]
+pub struct Setup {
+    /// Its keys.
+    pub keys: DeviceKeys,
+    /// Its mesh.
+    pub space: SpaceId,
+    /// Seed of every random choice it makes.
+    pub seed: [u8; 32],
+    /// Whether new entries are sent at once by gossip. The walk finds them without it.
+    pub spread_entries: bool,
+    /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
+    pub anti_entropy: bool,
+}
+
+/// What a message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channel {
+    /// `/ipfs/bitswap/1.2.0`.
+    Bitswap,
+    /// `/kith/sync/1`.
+    Sync,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection to that device stands.
+    Connected(DeviceId),
+    /// The last connection to it is gone.
+    Disconnected(DeviceId),
+    /// A message arrived from it.
+    Received {
+        /// From whom.
+        peer: DeviceId,
+        /// On what.
+        channel: Channel,
+        /// One whole message.
+        bytes: Bytes,
+    },
+    /// That much of what was sent is written.
+    Flushed {
+        /// To whom.
+        peer: DeviceId,
+        /// On what.
+        channel: Channel,
+        /// Bytes of messages.
+        len: usize,
+    },
+    /// A gossip message, signed by a device.
+    Published {
+        /// Who signed it.
+        from: DeviceId,
+        /// What the shell calls it.
+        message: Bytes,
+        /// The message.
+        bytes: Bytes,
+    },
+    /// Devices that say they provide what was looked for.
+    Providers(Vec<DeviceId>),
+    /// Where this device listens now.
+    Listening(Vec<String>),
+    /// Addresses that a device told of itself.
+    Addresses {
+        /// Which.
+        device: DeviceId,
+        /// Where it listens.
+        addrs: Vec<String>,
+    },
+    /// All appends up to that number are durable.
+    Appended(u64),
+    /// A block was read, or is not there.
+    LoadedBlock {
+        /// For whom.
+        peer: DeviceId,
+        /// Which.
+        cid: Cid,
+        /// The block or its size.
+        found: Option<exchange::Loaded>,
+    },
+    /// Entries were read; those not found are left out.
+    LoadedEntries {
+        /// As the effect said.
+        token: u64,
+        /// The entries.
+        entries: Vec<(EntryId, Bytes)>,
+    },
+    /// Blocks are now on this disk.
+    Stored(Vec<Cid>),
+    /// The owner wants something done.
+    Command {
+        /// Repeated in the answer.
+        request: u64,
+        /// What.
+        command: Command,
+    },
+    /// Blocks are wanted from others.
+    Fetch {
+        /// Repeated in what comes of it.
+        request: u64,
+        /// Which.
+        cids: Vec<Cid>,
+    },
+    /// They are not wanted any more.
+    CancelFetch {
+        /// As given with the fetch.
+        request: u64,
+    },
+    /// The time the machine asked for has come.
+    Wake,
+}
+
+/// What the owner may want done.
+#[derive(Debug)]
+pub enum Command {
+    /// Change the tree of names.
+    Change(Vec<Change>),
+    /// Let a device in.
+    Admit(Newcomer),
+    /// Take in entries that came through the door.
+    Deliver(Vec<Bytes>),
+    /// Remove a device.
+    Remove(DeviceId),
+    /// Say that packs were closed here.
+    Born(Vec<Born>),
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The change does not fit the tree.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The device cannot write it.
+    #[error(transparent)]
+    Author(#[from] AuthorError),
+    /// A version cannot be written so.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// What was delivered does not count here.
+    #[error("an entry that was delivered is not accepted: {0}")]
+    NotAccepted(&'static str),
+}
+
+/// What should be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Let these devices in and nobody else.
+    Allow(BTreeSet<DeviceId>),
+    /// Connect to a device.
+    Dial {
+        /// Which.
+        device: DeviceId,
+        /// Where it may be.
+        addrs: Vec<String>,
+    },
+    /// Send a message.
+    Send {
+        /// To whom.
+        peer: DeviceId,
+        /// On what.
+        channel: Channel,
+        /// One whole message.
+        bytes: Bytes,
+    },
+    /// Cut the connection.
+    Disconnect {
+        /// To whom.
+        peer: DeviceId,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Tell everyone by gossip.
+    Publish(Bytes),
+    /// Whether to spread a gossip message on.
+    Verdict {
+        /// As the input called it.
+        message: Bytes,
+        /// Whether it is sound.
+        accept: bool,
+    },
+    /// Write an entry to the log.
+    Append {
+        /// Rises by one; [`Input::Appended`] repeats the last durable one.
+        number: u64,
+        /// The entry's id.
+        id: EntryId,
+        /// The entry.
+        entry: Bytes,
+    },
+    /// Read a block for a peer.
+    LoadBlock {
+        /// For whom.
+        peer: DeviceId,
+        /// Which.
+        cid: Cid,
+        /// The block itself, or only its size.
+        block: bool,
+    },
+    /// Read entries.
+    LoadEntries {
+        /// Repeated in the answer.
+        token: u64,
+        /// Which.
+        ids: Vec<EntryId>,
+    },
+    /// A block arrived, and is what its CID says.
+    Got {
+        /// The fetches that wanted it.
+        requests: Vec<u64>,
+        /// Which.
+        cid: Cid,
+        /// The block.
+        block: Bytes,
+        /// From whom.
+        from: DeviceId,
+    },
+    /// A wanted block came onto this disk some other way.
+    Held {
+        /// The fetches that wanted it.
+        requests: Vec<u64>,
+        /// Which.
+        cid: Cid,
+    },
+    /// No device within reach has it now; it stays wanted until the fetch is cancelled.
+    Unavailable {
+        /// The fetch.
+        request: u64,
+        /// Which.
+        cid: Cid,
+    },
+    /// Say in the DHT that this device provides something.
+    Provide([u8; 32]),
+    /// Look in the DHT for who provides something.
+    FindProviders([u8; 32]),
+    /// A command was carried out and is durable, or was not.
+    Done {
+        /// As the command said.
+        request: u64,
+        /// How it went.
+        outcome: Result<(), CommandError>,
+    },
+    /// The address book changed and may be kept.
+    KeepBook(Bytes),
+}
+
+/// One device.
+pub struct Device {
+    keys: DeviceKeys,
+    me: DeviceId,
+    rng: Rng,
+    now: Time,
+    anti_entropy: bool,
+    replica: Replica,
+    tree: Tree,
+    gossip: Gossip,
+    exchange: Exchange,
+    policy: Policy,
+    /// The entries of `access`, for newcomers: they are few.
+    access_log: BTreeMap<EntryId, Bytes>,
+    book: Book,
+    own_addrs: Vec<String>,
+    connected: BTreeSet<DeviceId>,
+    /// Number of the last append asked for, and of the last known durable.
+    appended: (u64, u64),
+    /// What waits for an append to be durable, in order.
+    waiting: VecDeque<(u64, Waiting)>,
+    /// When this device is to open an epoch, if nobody else has by then.
+    epoch_due: Option<Time>,
+    /// Looked for in the DHT, to look once per fetch.
+    sought: BTreeSet<Cid>,
+    effects: VecDeque<Effect>,
+}
+
+/// What is held back until what it rests on is durable.
+#[derive(Debug)]
+enum Waiting {
+    Digest(gossip::Key, bool),
+    Spread(gossip::Key, Bytes),
+    Done(u64),
+    Provide(Cid),
+}
+
+/// First byte of a message of the gossip machine.
+const KIND_GOSSIP: u8 = 0;
+/// First byte of an address book.
+const KIND_BOOK: u8 = 1;
+/// Share of the epoch duty per place in the order of members.
+const EPOCH_DUTY_STEP: Span = Span::from_secs(2);
+/// Marks entries that the replica asked to see again.
+const REPLAY_TOKEN: u64 = u64::MAX;
+/// Most roots of one command that are announced; the folder's own root comes first.
+const PROVIDED_MAX: usize = 64;
+/// Most CIDs looked for in the DHT at once.
+const SOUGHT_MAX: usize = 64;
+
+impl Device {
+    /// Wakes a device from its log. Entries that are damaged or do not belong are skipped; they come back from others.
+    pub fn open(now: Time, setup: Setup, log: &[Bytes]) -> Self {
+        let mut rng = Rng::from_seed(setup.seed);
+        let me = setup.keys.id();
+        let mut device = Self {
+            me,
+            now,
+            anti_entropy: setup.anti_entropy,
+            replica: Replica::open(setup.space, Some(&setup.keys)),
+            tree: Tree::new(),
+            gossip: Gossip::new(me, setup.spread_entries, rng.split()),
+            exchange: Exchange::new(),
+            policy: Policy::default(),
+            access_log: BTreeMap::new(),
+            book: Book::default(),
+            own_addrs: Vec::new(),
+            connected: BTreeSet::new(),
+            appended: (0, 0),
+            waiting: VecDeque::new(),
+            epoch_due: None,
+            sought: BTreeSet::new(),
+            effects: VecDeque::new(),
+            keys: setup.keys,
+            rng,
+        };
+        let mut ids = BTreeMap::new();
+        for bytes in log {
+            match Entry::decode(bytes) {
+                Ok(entry) => {
+                    ids.insert(entry.id(), bytes);
+                    device.remember_access(&entry, bytes);
+                    device.replica.restore(entry);
+                }
+                Err(error) => tracing::debug!(%error, "entry of the log skipped"),
+            }
+        }
+        loop {
+            let replay = device.replica.take_replay();
+            if replay.is_empty() {
+                break;
+            }
+            for id in replay {
+                if let Some(Ok(entry)) = ids.get(&id).map(|bytes| Entry::decode(bytes)) {
+                    device.replica.restore(entry);
+                }
+            }
+        }
+        device.draw_consequences();
+        device.settle();
+        device
+    }
+
+    /// Advances the machine; `now` may stand still or fall, as clocks do, and then counts as the last one.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Connected(peer) => self.connected(peer),
+            Input::Disconnected(peer) => self.disconnected(peer),
+            Input::Received {
+                peer,
+                channel,
+                bytes,
+            } => self.received(peer, channel, bytes),
+            Input::Flushed { peer, channel, len } => match channel {
+                Channel::Bitswap => self
+                    .exchange
+                    .handle(self.now, exchange::Input::Flushed { peer, len }),
+                Channel::Sync => {
+                    // The kind byte before each message is not the gossip machine's.
+                    let len = len.saturating_sub(1);
+                    self.gossip.handle(self.now, gossip::Input::Flushed { peer, len });
+                }
+            },
+            Input::Published {
+                from,
+                message,
+                bytes,
+            } => self.published(from, message, &bytes),
+            Input::Providers(devices) => self.providers(&devices),
+            Input::Listening(addrs) => {
+                if self.own_addrs != addrs {
+                    self.own_addrs = addrs;
+                    self.tell_book(None);
+                }
+            }
+            Input::Addresses { device, addrs } => {
+                if self.policy.admits(&device) && self.book.learn(self.now, device, &addrs, true) {
+                    self.tell_book(Some(device));
+                }
+            }
+            Input::Appended(number) => {
+                self.appended.1 = self.appended.1.max(number);
+            }
+            Input::LoadedBlock { peer, cid, found } => {
+                self.exchange
+                    .handle(self.now, exchange::Input::Loaded { peer, cid, found });
+            }
+            Input::LoadedEntries {
+                token: REPLAY_TOKEN,
+                entries,
+            } => {
+                for (_, bytes) in entries {
+                    if let Ok(entry) = Entry::decode(&bytes) {
+                        self.replica.restore(entry);
+                    }
+                }
+                self.absorb();
+            }
+            Input::LoadedEntries { token, entries } => {
+                self.gossip
+                    .handle(self.now, gossip::Input::Loaded { token, entries });
+            }
+            Input::Stored(cids) => self
+                .exchange
+                .handle(self.now, exchange::Input::Stored(cids)),
+            Input::Command { request, command } => self.command(request, command),
+            Input::Fetch { request, cids } => self
+                .exchange
+                .handle(self.now, exchange::Input::Want { request, cids }),
+            Input::CancelFetch { request } => self
+                .exchange
+                .handle(self.now, exchange::Input::Cancel { request }),
+            Input::Wake => {
+                self.exchange.handle(self.now, exchange::Input::Wake);
+                self.gossip.handle(self.now, gossip::Input::Wake);
+                self.epoch_duty();
+            }
+        }
+        self.settle();
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to come back with [`Input::Wake`], if nothing happens before.
+    pub fn next_wakeup(&self) -> Option<Time> {
+        let absent = |device: &DeviceId| !self.connected.contains(device);
+        [
+            self.exchange.next_wakeup(),
+            self.gossip.next_wakeup(),
+            self.book.next_due(absent),
+            self.epoch_due,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The device's name.
+    pub fn id(&self) -> DeviceId {
+        self.me
+    }
+
+    /// The tree of names.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Devices, roles, epochs.
+    pub fn access(&self) -> &Access {
+        self.replica.access()
+    }
+
+    /// The entries of `access` that count and what they rest on, parents first: what a newcomer judges the mesh by.
+    pub fn access_from_genesis(&self) -> Vec<Bytes> {
+        let entries = self.replica.access_entries();
+        entries
+            .iter()
+            .filter_map(|id| self.access_log.get(id).cloned())
+            .collect()
+    }
+
+    /// Whether that device may be inside.
+    pub fn admits(&self, device: &DeviceId) -> bool {
+        self.policy.admits(device)
+    }
+
+    /// Chains and what counts of them.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Digest over what counts, and how many entries it covers.
+    pub fn digest(&self) -> ([u8; 32], u64) {
+        (self.gossip.root(), self.gossip.len())
+    }
+
+    /// Devices connected now.
+    pub fn peers(&self) -> &BTreeSet<DeviceId> {
+        &self.connected
+    }
+
+    /// Where others are known to listen.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Where this device listens.
+    pub fn own_addrs(&self) -> &[String] {
+        &self.own_addrs
+    }
+
+    /// The exchange, for its counters.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Puts back an address book kept before.
+    pub fn recall(&mut self, book: &[u8]) {
+        for (device, addrs) in Book::decode(book).unwrap_or_default() {
+            if self.policy.admits(&device) {
+                self.book.learn(self.now, device, &addrs, false);
+            }
+        }
+    }
+
+    /// Laws that hold between any two inputs.
+    ///
+    /// # Panics
+    /// If one does not.
+    pub fn check_invariants(&self) {
+        assert!(
+            self.appended.1 <= self.appended.0,
+            "nothing is durable before it was appended"
+        );
+        assert!(
+            self.connected.iter().all(|peer| self.policy.admits(peer)),
+            "only who may be inside is connected"
+        );
+        assert!(
+            self.waiting
+                .iter()
+                .all(|(number, _)| *number > self.appended.1),
+            "what is durable is let go"
+        );
+        self.exchange.check_invariants();
+        self.gossip.check_invariants();
+    }
+
+    fn connected(&mut self, peer: DeviceId) {
+        if !self.policy.admits(&peer) {
+            self.effects.push_back(Effect::Disconnect {
+                peer,
+                reason: "not a device of this mesh".to_owned(),
+            });
+            return;
+        }
+        if !self.connected.insert(peer) {
+            return;
+        }
+        self.book.met(self.now, &peer);
+        self.send_book(peer);
+        self.exchange
+            .handle(self.now, exchange::Input::PeerUp(peer));
+        if self.anti_entropy {
+            self.gossip.handle(self.now, gossip::Input::PeerUp(peer));
+        }
+    }
+
+    fn disconnected(&mut self, peer: DeviceId) {
+        if !self.connected.remove(&peer) {
+            return;
+        }
+        self.book.met(self.now, &peer);
+        self.exchange
+            .handle(self.now, exchange::Input::PeerDown(peer));
+        self.gossip.handle(self.now, gossip::Input::PeerDown(peer));
+    }
+
+    fn received(&mut self, peer: DeviceId, channel: Channel, bytes: Bytes) {
+        // A message may have been under way when the device was removed, or before its connection was told.
+        if !self.policy.admits(&peer) || !self.connected.contains(&peer) {
+            return;
+        }
+        match channel {
+            Channel::Bitswap => self
+                .exchange
+                .handle(self.now, exchange::Input::Message { peer, bytes }),
+            Channel::Sync => match bytes.first() {
+                Some(&KIND_GOSSIP) if self.anti_entropy => {
+                    self.gossip.handle(
+                        self.now,
+                        gossip::Input::Frame {
+                            peer,
+                            bytes: bytes.slice(1..),
+                        },
+                    );
+                }
+                Some(&KIND_GOSSIP) => {}
+                Some(&KIND_BOOK) => self.heard_book(peer, bytes.get(1..).unwrap_or_default()),
+                _ => self.effects.push_back(Effect::Disconnect {
+                    peer,
+                    reason: "sent a message of no known kind".to_owned(),
+                }),
+            },
+        }
+    }
+
+    fn heard_book(&mut self, peer: DeviceId, bytes: &[u8]) {
+        let Some(book) = Book::decode(bytes) else {
+            self.effects.push_back(Effect::Disconnect {
+                peer,
+                reason: "sent a malformed address book".to_owned(),
+            });
+            return;
+        };
+        let mut learnt = false;
+        for (device, addrs) in book {
+            if self.policy.admits(&device) {
+                learnt |= self.book.learn(self.now, device, &addrs, device == peer);
+            }
+        }
+        if learnt {
+            self.tell_book(Some(peer));
+        }
+    }
+
+    fn published(&mut self, from: DeviceId, message: Bytes, bytes: &Bytes) {
+        let sound = self.policy.admits(&from) && bytes.first() == Some(&KIND_GOSSIP);
+        if sound {
+            self.gossip.handle(
+                self.now,
+                gossip::Input::Published {
+                    from,
+                    bytes: bytes.slice(1..),
+                },
+            );
+        }
+        // What is in it is judged entry by entry; it is spread on only if nothing in it was new and unsound.
+        self.drain_gossip();
+        self.effects.push_back(Effect::Verdict {
+            message,
+            accept: sound,
+        });
+    }
+
+    fn providers(&mut self, devices: &[DeviceId]) {
+        for device in devices {
+            if self.policy.admits(device) && !self.connected.contains(device) {
+                let addrs = self
+                    .book
+                    .iter()
+                    .find(|(known, _)| *known == device)
+                    .map(|(_, addrs)| addrs)
+                    .unwrap_or_default();
+                self.effects.push_back(Effect::Dial {
+                    device: *device,
+                    addrs,
+                });
+            }
+        }
+    }
+
+    fn command(&mut self, request: u64, command: Command) {
+        let outcome = match command {
+            Command::Change(changes) => self.change(&changes),
+            Command::Admit(newcomer) => {
+                self.author(|replica, keys, now, rng| replica.admit(keys, now, rng, &newcomer))
+            }
+            Command::Remove(device) => {
+                self.author(|replica, keys, now, rng| replica.remove(keys, now, rng, device))
+            }
+            Command::Born(born) => {
+                let records: Vec<CatalogueRecord> =
+                    born.into_iter().map(CatalogueRecord::Born).collect();
+                self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
+            }
+            Command::Deliver(entries) => self.accept(&entries),
+        };
+        match outcome {
+            Ok(()) => self.hold(Waiting::Done(request)),
+            Err(error) => self.effects.push_back(Effect::Done {
+                request,
+                outcome: Err(error),
+            }),
+        }
+    }
+
+    fn change(&mut self, changes: &[Change]) -> Result<(), CommandError> {
+        let records = self.tree.plan(changes, &mut self.rng)?;
+        let roots: Vec<Cid> = records
+            .iter()
+            .filter_map(|record| Some(record.link.as_ref()?.cid()))
+            .collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        let records = records
+            .iter()
+            .map(Record::encode)
+            .collect::<Result<Vec<_>, _>>()?;
+        self.author(|replica, keys, now, rng| replica.names(keys, now, rng, records))?;
+        for root in roots.into_iter().take(PROVIDED_MAX) {
+            self.hold(Waiting::Provide(root));
+        }
+        Ok(())
+    }
+
+    /// Writes entries of this device's own.
+    fn author(
+        &mut self,
+        write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
+    ) -> Result<(), CommandError> {
+        let entries = write(&mut self.replica, &self.keys, self.now, &mut self.rng)?;
+        for entry in &entries {
+            self.append(entry, true);
+        }
+        self.absorb();
+        Ok(())
+    }
+
+    /// Takes in entries that came through the door; they must count, and are told to everyone.
+    fn accept(&mut self, entries: &[Bytes]) -> Result<(), CommandError> {
+        let mut refused = None;
+        let mut ids = Vec::new();
+        for bytes in entries {
+            match Entry::decode(bytes) {
+                Ok(entry) => {
+                    ids.push(entry.id());
+                    if let Inserted::Rejected(reason) = self.replica.insert(entry) {
+                        refused = Some(reason);
+                    }
+                }
+                Err(_) => refused = Some("it does not decode"),
+            }
+        }
+        self.absorb_and(true);
+        if ids.iter().any(|id| !self.replica.counts(id)) {
+            refused = refused.or(Some("its author has not the right"));
+        }
+        refused.map_or(Ok(()), |reason| Err(CommandError::NotAccepted(reason)))
+    }
+
+    /// Takes in an entry from elsewhere.
+    fn deliver(&mut self, from: DeviceId, bytes: &Bytes) {
+        match Entry::decode(bytes) {
+            Ok(entry) => {
+                if let Inserted::Rejected(reason) = self.replica.insert(entry) {
+                    tracing::debug!(peer = %from, reason, "entry rejected");
+                }
+            }
+            Err(error) => tracing::debug!(peer = %from, %error, "entry does not decode"),
+        }
+        self.absorb();
+    }
+
+    fn remember_access(&mut self, entry: &Entry, bytes: &Bytes) {
+        if entry.header().document == DocumentKind::Access {
+            self.access_log.insert(entry.id(), bytes.clone());
+        }
+    }
+
+    fn append(&mut self, entry: &Entry, spread: bool) {
+        let bytes = Bytes::from(entry.encode());
+        self.remember_access(entry, &bytes);
+        self.appended.0 += 1;
+        self.effects.push_back(Effect::Append {
+            number: self.appended.0,
+            id: entry.id(),
+            entry: bytes.clone(),
+        });
+        if spread {
+            let key = gossip::Key {
+                hlc: entry.header().hlc.0,
+                id: entry.id().0,
+            };
+            self.hold(Waiting::Spread(key, bytes));
+        }
+    }
+
+    fn absorb(&mut self) {
+        self.absorb_and(false);
+    }
+
+    /// Draws the consequences of what the replica took in: appends, digest, tree, policy.
+    fn absorb_and(&mut self, spread: bool) {
+        for entry in self.replica.take_accepted() {
+            self.append(&entry, spread);
+        }
+        let replay = self.replica.take_replay();
+        if !replay.is_empty() {
+            self.effects.push_back(Effect::LoadEntries {
+                token: REPLAY_TOKEN,
+                ids: replay,
+            });
+        }
+        self.draw_consequences();
+    }
+
+    fn draw_consequences(&mut self) {
+        for change in self.replica.take_digest_changes() {
+            self.hold(Waiting::Digest(
+                gossip::Key {
+                    hlc: change.hlc.0,
+                    id: change.id.0,
+                },
+                change.added,
+            ));
+        }
+        self.grow_tree();
+        // The catalogue's records are kept by the replica; nothing acts on them yet beyond that.
+        drop(self.replica.take_catalogue_changes());
+        if self.replica.take_access_changed() {
+            self.follow_access();
+        }
+        self.weigh_epoch_duty();
+    }
+
+    /// Brings the tree up to date with the versions that count.
+    fn grow_tree(&mut self) {
+        let mut added = Vec::new();
+        for change in self.replica.take_version_changes() {
+            match change {
+                RecordChange::Added {
+                    entry,
+                    index,
+                    author,
+                    hlc,
+                    record,
+                } => match Record::decode(&record) {
+                    Ok(record) => added.push((
+                        VersionInfo {
+                            id: VersionId { entry, index },
+                            author,
+                            hlc,
+                        },
+                        record,
+                    )),
+                    Err(error) => tracing::debug!(%error, "record of a version passed over"),
+                },
+                RecordChange::Removed { entry } => {
+                    self.tree.apply_all(std::mem::take(&mut added));
+                    self.tree.void(&entry);
+                }
+            }
+        }
+        self.tree.apply_all(added);
+    }
+
+    fn follow_access(&mut self) {
+        let policy = Policy::of(self.replica.access(), &self.me);
+        if policy == self.policy {
+            return;
+        }
+        let out: Vec<DeviceId> = self
+            .connected
+            .iter()
+            .filter(|peer| !policy.admits(peer))
+            .copied()
+            .collect();
+        self.policy = policy;
+        self.book.keep(self.policy.allowed());
+        for peer in out {
+            self.disconnected(peer);
+            self.effects.push_back(Effect::Disconnect {
+                peer,
+                reason: "removed from the mesh".to_owned(),
+            });
+        }
+        self.effects
+            .push_back(Effect::Allow(self.policy.allowed().clone()));
+    }
+
+    fn hold(&mut self, waiting: Waiting) {
+        self.waiting.push_back((self.appended.0, waiting));
+    }
+
+    fn weigh_epoch_duty(&mut self) {
+        let access = self.replica.access();
+        if !access.is_member(&self.me) || matches!(self.replica.seal_state(), SealState::Ready(_)) {
+            self.epoch_due = None;
+        } else if self.epoch_due.is_none() {
+            let before = access
+                .members
+                .iter()
+                .filter(|(device, member)| member.role >= Role::Member && **device < self.me);
+            let place = u64::try_from(before.count()).unwrap_or(u64::MAX);
+            self.epoch_due = Some(self.now + Span(EPOCH_DUTY_STEP.0.saturating_mul(place)));
+        }
+    }
+
+    fn epoch_duty(&mut self) {
+        if self.epoch_due.is_some_and(|due| due <= self.now) {
+            self.epoch_due = None;
+            if let Err(error) =
+                self.author(|replica, keys, now, rng| replica.mint_epoch(keys, now, rng))
+            {
+                tracing::debug!(%error, "epoch not opened");
+            }
+        }
+    }
+
+    /// Lets go of what waited for the disk, moves effects of the machines out, dials who is due.
+    fn settle(&mut self) {
+        self.epoch_duty();
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(number, _)| *number <= self.appended.1)
+        {
+            let Some((_, waiting)) = self.waiting.pop_front() else {
+                break;
+            };
+            match waiting {
+                Waiting::Digest(key, true) => {
+                    self.gossip.handle(self.now, gossip::Input::Added(key))
+                }
+                Waiting::Digest(key, false) => {
+                    self.gossip.handle(self.now, gossip::Input::Removed(key))
+                }
+                Waiting::Spread(key, entry) => self
+                    .gossip
+                    .handle(self.now, gossip::Input::NewLocal { key, entry }),
+                Waiting::Done(request) => self.effects.push_back(Effect::Done {
+                    request,
+                    outcome: Ok(()),
+                }),
+                Waiting::Provide(cid) => {
+                    if let Some(key) = self.blinded(&cid) {
+                        self.effects.push_back(Effect::Provide(key));
+                    }
+                }
+            }
+        }
+        self.drain_gossip();
+        self.drain_exchange();
+        let connected = &self.connected;
+        for (device, addrs) in self
+            .book
+            .due(self.now, |device| !connected.contains(device))
+        {
+            self.effects.push_back(Effect::Dial { device, addrs });
+        }
+    }
+
+    fn drain_gossip(&mut self) {
+        while let Some(effect) = self.gossip.poll_effect() {
+            match effect {
+                gossip::Effect::Send { peer, bytes } => {
+                    self.effects.push_back(Effect::Send {
+                        peer,
+                        channel: Channel::Sync,
+                        bytes: prefixed(KIND_GOSSIP, &bytes),
+                    });
+                }
+                gossip::Effect::Publish { bytes } => self
+                    .effects
+                    .push_back(Effect::Publish(prefixed(KIND_GOSSIP, &bytes))),
+                gossip::Effect::Load { token, ids } => {
+                    self.effects.push_back(Effect::LoadEntries { token, ids })
+                }
+                gossip::Effect::Deliver { from, entry } => self.deliver(from, &entry),
+                gossip::Effect::Disconnect { peer, reason } => {
+                    let reason = reason.to_owned();
+                    self.effects.push_back(Effect::Disconnect { peer, reason });
+                }
+            }
+        }
+    }
+
+    fn drain_exchange(&mut self) {
+        while let Some(effect) = self.exchange.poll_effect() {
+            match effect {
+                exchange::Effect::Send { peer, message } => {
+                    self.effects.push_back(Effect::Send {
+                        peer,
+                        channel: Channel::Bitswap,
+                        bytes: message.into_bytes(),
+                    });
+                }
+                exchange::Effect::Load { peer, cid, block } => self
+                    .effects
+                    .push_back(Effect::LoadBlock { peer, cid, block }),
+                exchange::Effect::Got {
+                    requests,
+                    cid,
+                    block,
+                    from,
+                } => {
+                    self.sought.remove(&cid);
+                    self.effects.push_back(Effect::Got {
+                        requests,
+                        cid,
+                        block,
+                        from,
+                    });
+                }
+                exchange::Effect::Unavailable { request, cid } => {
+                    if self.sought.len() < SOUGHT_MAX && self.sought.insert(cid) {
+                        if let Some(key) = self.blinded(&cid) {
+                            self.effects.push_back(Effect::FindProviders(key));
+                        }
+                    }
+                    self.effects.push_back(Effect::Unavailable { request, cid });
+                }
+                exchange::Effect::Held { requests, cid } => {
+                    self.sought.remove(&cid);
+                    self.effects.push_back(Effect::Held { requests, cid });
+                }
+                // Not taken on is as good as not to be had.
+                exchange::Effect::Refused { request, cid, .. } => {
+                    self.effects.push_back(Effect::Unavailable { request, cid });
+                }
+                exchange::Effect::Disconnect { peer, reason } => {
+                    let reason = reason.to_string();
+                    self.effects.push_back(Effect::Disconnect { peer, reason });
+                }
+            }
+        }
+    }
+
+    /// What a CID is called in the DHT: only who has the holder key can tell what it stands for.
+    fn blinded(&self, cid: &Cid) -> Option<[u8; 32]> {
+        let (_, holder, _) = self.replica.epoch_parts()?;
+        let mut material = holder.blinding.expose().to_vec();
+        material.extend_from_slice(&cid.to_bytes());
+        Some(kith_object::key::derive("kith dht key 1", &material))
+    }
+
+    fn send_book(&mut self, peer: DeviceId) {
+        let bytes = prefixed(KIND_BOOK, &self.book.encode(&self.me, &self.own_addrs));
+        self.effects.push_back(Effect::Send {
+            peer,
+            channel: Channel::Sync,
+            bytes,
+        });
+    }
+
+    /// Tells everyone connected what changed in the address book, but whom it came from; and has it kept.
+    fn tell_book(&mut self, but: Option<DeviceId>) {
+        let peers: Vec<DeviceId> = self
+            .connected
+            .iter()
+            .filter(|peer| Some(**peer) != but)
+            .copied()
+            .collect();
+        for peer in peers {
+            self.send_book(peer);
+        }
+        self.effects
+            .push_back(Effect::KeepBook(self.book.encode(&self.me, &[])));
+    }
+}
+
+fn prefixed(kind: u8, bytes: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + bytes.len());
+    out.put_u8(kind);
+    out.put_slice(bytes);
+    out.freeze()
+}

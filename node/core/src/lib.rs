@@ -1,0 +1,16 @@
+//! One device as one state machine: the daemon drives it with tokio, the simulator with virtual time.
+//!
+//! Pure: no runtime, socket, file or clock. What it decides leaves as an [`device::Effect`]; what happened comes in as an [`device::Input`].
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
+pub mod book;
+pub mod device;
+pub mod policy;

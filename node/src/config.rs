@@ -1,0 +1,329 @@
+//! The home folder of a device: where it is, what is in it, the keys that never leave it.
+//!
+//! Spec: `protocol/spec/home.md`, "Files".
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::aead::{Aead, Payload};
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use kith_object::id::SpaceId;
+use kith_object::key::{DeviceKeys, Rng, Secret};
+use zeroize::{Zeroize, Zeroizing};
+
+const KEY_FILE: &str = "device.key";
+const KEY_MAGIC: &[u8; 8] = b"kithkey1";
+/// Magic, space, device keys, door seed, checksum.
+const KEY_FILE_BYTES: usize = 8 + 32 + 64 + 32 + 16;
+/// Largest sealed side file that is read.
+const SIDE_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// The folder all of a device's data is in.
+#[derive(Clone, Debug)]
+pub struct Home {
+    path: PathBuf,
+}
+
+/// Who the device is: read from its key file.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The mesh: the id of its space `home`.
+    pub space: SpaceId,
+    /// The device's own keys.
+    pub keys: DeviceKeys,
+    /// Seed of the door's key, unlinked to the device's.
+    pub door: Secret,
+}
+
+/// Why a home could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// There is no device in it yet.
+    #[error("there is no Kith device in {path}")]
+    Missing {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is one already.
+    #[error("there is a Kith device in {path} already")]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The key file is not what was written.
+    #[error("the key file {path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("use {path}")]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Home {
+    /// The home at that path, which need not exist.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a device lives here.
+    pub fn exists(&self) -> bool {
+        self.path.join(KEY_FILE).exists()
+    }
+
+    /// Makes the folder, readable by nobody else.
+    ///
+    /// # Errors
+    /// [`HomeError::Exists`] if a device lives here, [`HomeError::Io`].
+    pub fn prepare(&self) -> Result<(), HomeError> {
+        if self.exists() {
+            return Err(HomeError::Exists {
+                path: self.path.clone(),
+            });
+        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(|source| HomeError::Io {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// Writes the key file: the last step of making a device, after which the home exists.
+    ///
+    /// # Errors
+    /// [`HomeError`].
+    pub fn write_identity(&self, identity: &Identity) -> Result<(), HomeError> {
+        if self.exists() {
+            return Err(HomeError::Exists {
+                path: self.path.clone(),
+            });
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES));
+        bytes.extend_from_slice(KEY_MAGIC);
+        bytes.extend_from_slice(&identity.space.0);
+        bytes.extend_from_slice(identity.keys.to_bytes().as_slice());
+        bytes.extend_from_slice(identity.door.expose());
+        let sum = checksum(&bytes);
+        bytes.extend_from_slice(&sum);
+        self.write_whole(KEY_FILE, &bytes)
+    }
+
+    /// Reads who the device is.
+    ///
+    /// # Errors
+    /// [`HomeError::Missing`], [`HomeError::Damaged`], [`HomeError::Io`].
+    pub fn identity(&self) -> Result<Identity, HomeError> {
+        let path = self.path.join(KEY_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(HomeError::Missing {
+                    path: self.path.clone(),
+                });
+            }
+            Err(source) => return Err(HomeError::Io { path, source }),
+        };
+        parse_identity(&bytes).ok_or(HomeError::Damaged { path })
+    }
+
+    /// Replaces a small file whole: temporary name, fsync, rename, folder fsync.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+        let path = self.path.join(name);
+        let temporary = self.path.join(format!("{name}.new"));
+        let write = || {
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            fs::File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| HomeError::Io {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Replaces a small file whole, sealed under the device's own key: what it remembers of others is nobody else's business.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub fn write_sealed(
+        &self,
+        name: &str,
+        keys: &DeviceKeys,
+        rng: &mut Rng,
+        plain: &[u8],
+    ) -> Result<(), HomeError> {
+        let nonce = rng.bytes::<24>();
+        let sealed = side_cipher(keys)
+            .encrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: plain,
+                    aad: name.as_bytes(),
+                },
+            )
+            .expect("a buffer that fits memory can be sealed");
+        self.write_whole(name, &[nonce.as_slice(), &sealed].concat())
+    }
+
+    /// Reads such a file; `None` if there is none or it is not what was written (it holds nothing that cannot be learnt again).
+    pub fn read_sealed(&self, name: &str, keys: &DeviceKeys) -> Option<Vec<u8>> {
+        let path = self.path.join(name);
+        if fs::metadata(&path).ok()?.len() > SIDE_FILE_BYTES_MAX {
+            return None;
+        }
+        let bytes = fs::read(&path).ok()?;
+        let (nonce, sealed) = bytes.split_first_chunk::<24>()?;
+        side_cipher(keys)
+            .decrypt(
+                &XNonce::from(*nonce),
+                Payload {
+                    msg: sealed,
+                    aad: name.as_bytes(),
+                },
+            )
+            .ok()
+    }
+}
+
+fn side_cipher(keys: &DeviceKeys) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(keys.local_secret("kith side file 1").expose().into())
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 16] {
+    let whole = kith_object::key::derive("kith key file 1", bytes);
+    let mut sum = [0; 16];
+    sum.copy_from_slice(whole.split_at(16).0);
+    sum
+}
+
+fn parse_identity(bytes: &[u8]) -> Option<Identity> {
+    if bytes.len() != KEY_FILE_BYTES {
+        return None;
+    }
+    let (body, sum) = bytes.split_last_chunk::<16>()?;
+    if checksum(body) != *sum {
+        return None;
+    }
+    let rest = body.strip_prefix(KEY_MAGIC)?;
+    let (space, rest) = rest.split_first_chunk::<32>()?;
+    let (keys, rest) = rest.split_first_chunk::<64>()?;
+    let mut door: [u8; 32] = rest.try_into().ok()?;
+    let identity = Identity {
+        space: SpaceId(*space),
+        keys: DeviceKeys::from_bytes(keys),
+        door: Secret::new(door),
+    };
+    door.zeroize();
+    Some(identity)
+}
+
+/// Random bytes of the operating system, to seed a generator with.
+///
+/// # Panics
+/// If the system has none to give: nothing safe can be done then.
+pub fn fresh_rng() -> Rng {
+    let mut seed = Zeroizing::new([0; 32]);
+    let mut filled = 0;
+    while let Some(rest) = seed.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
+            .expect("the operating system gives random bytes");
+    }
+    Rng::from_seed(*seed)
+}
+
+/// The wall clock, read here and nowhere in the cores.
+pub fn now() -> kith_object::time::Time {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    kith_object::time::Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        let mut rng = Rng::from_seed([3; 32]);
+        Identity {
+            space: SpaceId([9; 32]),
+            keys: DeviceKeys::generate(&mut rng),
+            door: Secret::generate(&mut rng),
+        }
+    }
+
+    #[test]
+    fn identity_survives_and_every_flipped_bit_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path().join("deep/home"));
+        assert!(matches!(home.identity(), Err(HomeError::Missing { .. })));
+        home.prepare().unwrap();
+        let written = identity();
+        home.write_identity(&written).unwrap();
+        let read = home.identity().unwrap();
+        assert_eq!(
+            (read.space, read.keys.id()),
+            (written.space, written.keys.id())
+        );
+        assert!(read.door == written.door);
+        assert!(matches!(home.prepare(), Err(HomeError::Exists { .. })));
+        assert!(matches!(
+            home.write_identity(&written),
+            Err(HomeError::Exists { .. })
+        ));
+
+        let path = home.path().join(KEY_FILE);
+        let good = fs::read(&path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse_identity(&bad).is_none(), "bit {bit}");
+        }
+        assert!(parse_identity(&good[..good.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn sealed_side_file_is_read_by_its_device_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        let mut rng = fresh_rng();
+        let keys = identity().keys;
+        home.write_sealed("peers", &keys, &mut rng, b"addresses")
+            .unwrap();
+        assert_eq!(
+            home.read_sealed("peers", &keys).as_deref(),
+            Some(&b"addresses"[..])
+        );
+        assert_eq!(
+            home.read_sealed("peers", &DeviceKeys::generate(&mut rng)),
+            None
+        );
+        assert_eq!(home.read_sealed("other", &keys), None);
+    }
+}

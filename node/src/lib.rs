@@ -1,0 +1,20 @@
+//! One device in the real world: disks, sockets, clocks and threads around the machine of `kith-core`.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
+pub mod config;
+pub mod ingest;
+pub mod join;
+pub mod local;
+pub mod net;
+mod restore;
+pub mod run;
+mod source;
+pub mod store;

@@ -1,0 +1,446 @@
+//! Objects back into files and folders of this machine: under a temporary name, then renamed, so that a destination is absent or whole.
+//!
+//! Spec: `protocol/spec/ingest.md`, "What is restored".
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use kith_object::object::ObjectLink;
+use kith_object::seal::Kind;
+use kith_object::tree::{self, FileKind, TREE_BYTES_MAX, TREE_DEPTH_MAX, TreeError};
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+
+use crate::source::{ReadError, Source};
+
+/// Files read at a time: enough to hide the round trips of small ones.
+const WORKERS: usize = 8;
+/// Longest target of a symlink.
+const TARGET_BYTES_MAX: u64 = 4096;
+
+/// What to restore.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A file or symlink.
+    Leaf {
+        kind: FileKind,
+        link: ObjectLink,
+        mode: u32,
+        mtime_ms: u64,
+    },
+    /// A folder as the tree of names shows it.
+    Folder {
+        mode: u32,
+        mtime_ms: u64,
+        children: Vec<(Vec<u8>, Item)>,
+    },
+    /// A folder as it was put; its listing says what is in it.
+    Snapshot {
+        link: ObjectLink,
+        mode: u32,
+        mtime_ms: u64,
+    },
+    /// A root of which only the CID is known: its leaves tell whether it is a file or a folder.
+    Root { link: ObjectLink },
+}
+
+/// Why something was not restored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    #[error("{path} is there already", path = path.display())]
+    Exists { path: PathBuf },
+    #[error("write {path}", path = path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("read the object of {path}", path = path.display())]
+    Read { path: PathBuf, source: ReadError },
+    #[error("the folder listing of {path} is malformed", path = path.display())]
+    Listing { path: PathBuf, source: TreeError },
+    #[error("{path} is not what its listing says", path = path.display())]
+    Misnamed { path: PathBuf },
+}
+
+struct Work {
+    path: PathBuf,
+    kind: FileKind,
+    link: ObjectLink,
+    mode: u32,
+    mtime_ms: u64,
+}
+
+/// What a walk finds: files to fill, folders to finish once they are full.
+#[derive(Default)]
+struct Layout {
+    leaves: Vec<Work>,
+    folders: Vec<(PathBuf, u32, u64)>,
+}
+
+/// Removes what is unfinished, however the restore ends.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        remove_any(&self.0);
+    }
+}
+
+/// Restores an item at `dest`, on the calling thread and a few of its own.
+pub(crate) fn restore(
+    source: &Source,
+    item: Item,
+    dest: &Path,
+    force: bool,
+) -> Result<(), RestoreError> {
+    let exists = fs::symlink_metadata(dest).is_ok();
+    if exists && !force {
+        return Err(RestoreError::Exists {
+            path: dest.to_owned(),
+        });
+    }
+    let temporary = Unfinished(temporary_beside(dest));
+    build(source, item, &temporary.0)?;
+    let failed = |source| RestoreError::Write {
+        path: dest.to_owned(),
+        source,
+    };
+    if force {
+        replace(&temporary.0, dest).map_err(failed)
+    } else {
+        match rustix::fs::renameat_with(CWD, &temporary.0, CWD, dest, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::EXIST) => Err(RestoreError::Exists {
+                path: dest.to_owned(),
+            }),
+            // Some file systems cannot promise it in one step.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS)
+                if fs::symlink_metadata(dest).is_err() =>
+            {
+                fs::rename(&temporary.0, dest).map_err(failed)
+            }
+            other => other.map_err(|errno| failed(errno.into())),
+        }
+    }
+}
+
+/// Puts the new in the place of the old, which is removed once the new stands.
+fn replace(new: &Path, dest: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, new, CWD, dest, RenameFlags::EXCHANGE) {
+        Ok(()) => {
+            // The old one stands under the temporary name now and goes with it.
+            Ok(())
+        }
+        Err(rustix::io::Errno::NOENT) => fs::rename(new, dest),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            let aside = temporary_beside(dest);
+            fs::rename(dest, &aside)?;
+            let renamed = fs::rename(new, dest);
+            if renamed.is_err() {
+                fs::rename(&aside, dest)?;
+            }
+            remove_any(&aside);
+            renamed
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn remove_any(path: &Path) {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            let _ = fs::remove_dir_all(path);
+        }
+        Ok(_) => {
+            let _ = fs::remove_file(path);
+        }
+        Err(_) => {}
+    }
+}
+
+fn temporary_beside(dest: &Path) -> PathBuf {
+    let mut rng = crate::config::fresh_rng();
+    let suffix = data_encoding::HEXLOWER.encode(&rng.bytes::<8>());
+    dest.with_file_name(format!(".kith-{suffix}.part"))
+}
+
+fn build(source: &Source, item: Item, at: &Path) -> Result<(), RestoreError> {
+    let mut layout = Layout::default();
+    lay_out(source, item, at.to_owned(), 0, &mut layout)?;
+    let queue = Mutex::new(layout.leaves.into_iter());
+    let work = || -> Result<(), RestoreError> {
+        loop {
+            let next = queue
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .next();
+            let Some(leaf) = next else { return Ok(()) };
+            if let Err(error) = restore_leaf(source, &leaf) {
+                // The others need not go on: nothing of it will stand.
+                source.tally.cancelled.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
+            source.tally.files.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let outcomes: Vec<Result<(), RestoreError>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    let mut failures: Vec<RestoreError> = outcomes.into_iter().filter_map(Result::err).collect();
+    // Those that only heard of the cancellation say nothing of the cause.
+    failures.sort_by_key(|error| {
+        matches!(
+            error,
+            RestoreError::Read {
+                source: ReadError::Cancelled,
+                ..
+            }
+        )
+    });
+    if let Some(error) = failures.into_iter().next() {
+        return Err(error);
+    }
+    for (path, mode, mtime_ms) in layout.folders.iter().rev() {
+        finish(path, Some(*mode), *mtime_ms).map_err(|source| RestoreError::Write {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn lay_out(
+    source: &Source,
+    item: Item,
+    path: PathBuf,
+    depth: usize,
+    layout: &mut Layout,
+) -> Result<(), RestoreError> {
+    match item {
+        Item::Leaf {
+            kind,
+            link,
+            mode,
+            mtime_ms,
+        } => layout.leaves.push(Work {
+            path,
+            kind,
+            link,
+            mode,
+            mtime_ms,
+        }),
+        Item::Folder {
+            mode,
+            mtime_ms,
+            children,
+        } => {
+            make_folder(&path, mode, mtime_ms, layout)?;
+            for (name, child) in children {
+                let at = path.join(std::ffi::OsStr::from_bytes(&name));
+                lay_out(source, child, at, depth + 1, layout)?;
+            }
+        }
+        Item::Snapshot {
+            link,
+            mode,
+            mtime_ms,
+        } => {
+            let Some((listing, kind)) = read_listing(source, &link, &path)? else {
+                return Err(RestoreError::Misnamed { path });
+            };
+            if kind == Some(Kind::Chunk) {
+                return Err(RestoreError::Misnamed { path });
+            }
+            lay_out_listing(source, &listing, path, (mode, mtime_ms), depth, layout)?;
+        }
+        Item::Root { link } => {
+            let root = Item::Leaf {
+                kind: FileKind::File,
+                link: link.clone(),
+                mode: 0o644,
+                mtime_ms: 0,
+            };
+            match root_kind(source, &link, &path)? {
+                Some(Kind::Tree) => {
+                    let at = Item::Snapshot {
+                        link,
+                        mode: 0o755,
+                        mtime_ms: 0,
+                    };
+                    lay_out(source, at, path, depth, layout)?;
+                }
+                _ => lay_out(source, root, path, depth, layout)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lay_out_listing(
+    source: &Source,
+    listing: &[u8],
+    path: PathBuf,
+    (mode, mtime_ms): (u32, u64),
+    depth: usize,
+    layout: &mut Layout,
+) -> Result<(), RestoreError> {
+    let entries = tree::decode(listing).map_err(|source| RestoreError::Listing {
+        path: path.clone(),
+        source,
+    })?;
+    if depth >= TREE_DEPTH_MAX {
+        return Err(RestoreError::Misnamed { path });
+    }
+    make_folder(&path, mode, mtime_ms, layout)?;
+    for entry in entries {
+        let at = path.join(std::ffi::OsStr::from_bytes(&entry.name));
+        let item = match entry.kind {
+            FileKind::Folder => Item::Snapshot {
+                link: entry.link,
+                mode: entry.mode,
+                mtime_ms: entry.mtime_ms,
+            },
+            kind => Item::Leaf {
+                kind,
+                link: entry.link,
+                mode: entry.mode,
+                mtime_ms: entry.mtime_ms,
+            },
+        };
+        lay_out(source, item, at, depth + 1, layout)?;
+    }
+    Ok(())
+}
+
+fn read_listing(
+    source: &Source,
+    link: &ObjectLink,
+    path: &Path,
+) -> Result<Option<(Vec<u8>, Option<Kind>)>, RestoreError> {
+    source
+        .read_whole(link, TREE_BYTES_MAX)
+        .map_err(|source| RestoreError::Read {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// What the leaves of a root are: found by reading its first bytes.
+fn root_kind(
+    source: &Source,
+    link: &ObjectLink,
+    path: &Path,
+) -> Result<Option<Kind>, RestoreError> {
+    source
+        .first_kind(link)
+        .map_err(|source| RestoreError::Read {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn make_folder(
+    path: &Path,
+    mode: u32,
+    mtime_ms: u64,
+    layout: &mut Layout,
+) -> Result<(), RestoreError> {
+    fs::create_dir(path).map_err(|source| RestoreError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
+    layout.folders.push((path.to_owned(), mode, mtime_ms));
+    Ok(())
+}
+
+fn restore_leaf(source: &Source, leaf: &Work) -> Result<(), RestoreError> {
+    let wrote = |error| RestoreError::Write {
+        path: leaf.path.clone(),
+        source: error,
+    };
+    let read = |source| RestoreError::Read {
+        path: leaf.path.clone(),
+        source,
+    };
+    if leaf.kind == FileKind::Symlink {
+        let Some((target, _)) = source
+            .read_whole(&leaf.link, TARGET_BYTES_MAX)
+            .map_err(read)?
+        else {
+            return Err(RestoreError::Misnamed {
+                path: leaf.path.clone(),
+            });
+        };
+        std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&target), &leaf.path)
+            .map_err(wrote)?;
+        return finish(&leaf.path, None, leaf.mtime_ms).map_err(wrote);
+    }
+    // Nobody else reads it before its own mode is set at the end.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&leaf.path)
+        .map_err(wrote)?;
+    let mut file = BufWriter::with_capacity(256 << 10, file);
+    let kind = source
+        .read(&leaf.link, &mut |data| {
+            source
+                .tally
+                .bytes
+                .fetch_add(data.len() as u64, Ordering::Relaxed);
+            file.write_all(&data)
+        })
+        .map_err(|error| match error {
+            ReadError::Write(error) => wrote(error),
+            other => read(other),
+        })?;
+    if kind == Some(Kind::Tree) {
+        return Err(RestoreError::Misnamed {
+            path: leaf.path.clone(),
+        });
+    }
+    let file: File = file
+        .into_inner()
+        .map_err(|error| wrote(error.into_error()))?;
+    drop(file);
+    finish(&leaf.path, Some(leaf.mode), leaf.mtime_ms).map_err(wrote)
+}
+
+/// Sets mode and modification time. A time of zero is none that was ever kept: the present one stays.
+fn finish(path: &Path, mode: Option<u32>, mtime_ms: u64) -> io::Result<()> {
+    if let Some(mode) = mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    if mtime_ms == 0 {
+        return Ok(());
+    }
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: i64::try_from(mtime_ms / 1000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(mtime_ms % 1000)
+                .unwrap_or(0)
+                .saturating_mul(1_000_000)
+                .try_into()
+                .unwrap_or(0),
+        },
+    };
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}

@@ -1,0 +1,504 @@
+//! One device running: opens its home, drives its machine, answers its owner.
+
+mod calls;
+mod door;
+mod driver;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use kith_core::device::{Device, Setup};
+use kith_crdt::chain::Entry;
+use kith_crdt::replica::{AuthorError, Replica};
+use kith_object::id::{DeviceId, EntryId, SpaceId};
+use kith_object::key::{DeviceKeys, Secret, Words};
+use kith_object::log::{Log, LogError, LogReport};
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+pub(crate) use driver::Asker;
+use driver::{Parts, Traffic, asks, drive};
+
+use crate::config::{Home, HomeError, Identity, fresh_rng, now};
+use crate::local;
+use crate::net::door::{Door, DoorHandle};
+use crate::net::{self, Inside, Multiaddr};
+use crate::store::{self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk};
+
+/// The side file with other devices' addresses.
+pub(crate) const BOOK_FILE: &str = "peers";
+/// The side file with tickets.
+const TICKETS_FILE: &str = "tickets";
+/// The log of entries.
+const LOG: &str = "entries.log";
+/// The file with the ports listened on last.
+const PORTS_FILE: &str = "ports";
+
+/// Why a device did not open, start or come into being.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The home folder.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// Another process uses it.
+    #[error("the data folder {path} is in use by {holder}")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// By which process.
+        holder: String,
+    },
+    /// The lock cannot be used.
+    #[error("lock the data folder")]
+    Lock(#[source] LockError),
+    /// The store cannot be opened.
+    #[error("open the store")]
+    Store(#[source] OpenStoreError),
+    /// The log cannot be opened or written.
+    #[error("open the log of entries")]
+    Log(#[source] LogError),
+    /// The first entries cannot be written as asked.
+    #[error("found the mesh")]
+    Author(#[source] AuthorError),
+    /// The network.
+    #[error("start the network")]
+    Net(#[source] net::StartError),
+    /// The local socket.
+    #[error("serve the local socket")]
+    Local(#[source] std::io::Error),
+    /// A task of the process ended unexpectedly.
+    #[error("run the device: {0}")]
+    Task(String),
+}
+
+/// A device made by [`Node::create`].
+#[derive(Debug)]
+pub struct Created {
+    /// The new mesh.
+    pub mesh: SpaceId,
+    /// Its first device.
+    pub device: DeviceId,
+    /// The only copy of the words.
+    pub words: Words,
+}
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// Addresses to listen on.
+    pub listen: Vec<IpAddr>,
+}
+
+/// Where a device that serves can be found.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Which it is.
+    pub device: DeviceId,
+    /// Where newcomers may knock.
+    pub addrs: Vec<String>,
+    /// Where other devices connect.
+    pub inside: Vec<String>,
+}
+
+/// What a node is before its driver runs.
+type Prepared = (
+    Arc<Node>,
+    Parts,
+    Asker,
+    tokio::sync::mpsc::UnboundedReceiver<driver::Ask>,
+    tokio::sync::mpsc::Receiver<door::DoorAsk>,
+);
+
+/// A device open in this process.
+pub struct Node {
+    home: Home,
+    identity: Identity,
+    store: Arc<DiskStore>,
+    asker: Asker,
+    traffic: Arc<Mutex<Traffic>>,
+    keeper: door::DoorKeeper,
+    /// Number of the last ticket book written.
+    saving: Arc<tokio::sync::Mutex<u64>>,
+    /// Where newcomers may knock; empty without a daemon.
+    door: Mutex<Vec<String>>,
+    stop: tokio::sync::Notify,
+    driver: Mutex<Option<JoinHandle<()>>>,
+    _lock: HomeLock,
+}
+
+impl Node {
+    /// Makes a new mesh with its first device in an empty home.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn create(home: &Home, name: &str) -> Result<Created, NodeError> {
+        let (home, name) = (home.clone(), name.to_owned());
+        blocking(move || {
+            let mut rng = fresh_rng();
+            home.prepare()?;
+            let lock = lock(&home, "kith init")?;
+            let words = Words::generate(&mut rng);
+            let keys = DeviceKeys::generate(&mut rng);
+            let (replica, entries) = Replica::create(&words.root(), &keys, &name, now(), &mut rng)
+                .map_err(NodeError::Author)?;
+            write_first_entries(&home, &entries)?;
+            let identity = Identity {
+                space: replica.space(),
+                keys,
+                door: Secret::generate(&mut rng),
+            };
+            home.write_identity(&identity)?;
+            drop(lock);
+            Ok(Created {
+                mesh: identity.space,
+                device: identity.keys.id(),
+                words,
+            })
+        })
+        .await
+    }
+
+    /// Opens the device without a network, for commands on what is here.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn open(home: Home) -> Result<Arc<Self>, NodeError> {
+        let (node, parts, asker, queue, _) = Self::prepare(home, false).await?;
+        let driver = tokio::spawn(drive(parts, asker, queue));
+        *held(&node.driver) = Some(driver);
+        Ok(node)
+    }
+
+    /// Opens the device and serves: inside, door, local socket.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn up(home: Home, options: UpOptions) -> Result<Daemon, NodeError> {
+        let (node, mut parts, asker, queue, door_asks) = Self::prepare(home, true).await?;
+        let ports = Ports::read(&node.home);
+        let seed = Zeroizing::new(*node.identity.keys.sign_key().seed().expose());
+        let (inside, events) = with_ports(&ports.inside, |port| {
+            let config = net::Config {
+                listen: listen_addrs(&options.listen, port),
+                mesh: node.identity.space,
+            };
+            Inside::start(seed.clone(), config)
+        })?;
+        let door_seed = Zeroizing::new(*node.identity.door.expose());
+        let (door, knocks) = with_ports(&ports.door, |port| {
+            Door::start(door_seed.clone(), &listen_addrs(&options.listen, port))
+        })?;
+        parts.net = Some((inside, events));
+        let driver = tokio::spawn(drive(parts, asker, queue));
+        *held(&node.driver) = Some(driver);
+        let door_key = door.key();
+        let knocks = tokio::spawn(door::keep(node.clone(), door_key, knocks, door_asks));
+        let service: Arc<dyn local::Service> = node.clone();
+        let path = node.home.path().to_owned();
+        let socket = tokio::spawn(async move { local::serve(&path, service).await });
+        let wanted = options.listen.len();
+        let ready = node.wait_until_listening(wanted).await;
+        Ports::of(&ready).write(&node.home);
+        Ok(Daemon {
+            node,
+            ready,
+            socket,
+            knocks,
+            _door: door,
+        })
+    }
+
+    async fn prepare(home: Home, online: bool) -> Result<Prepared, NodeError> {
+        let (asker, queue) = asks(online);
+        let (keeper, door_asks) = door::keeper();
+        let traffic = Arc::new(Mutex::new(Traffic::new()));
+        let (node, parts) = {
+            let (asker, traffic) = (asker.clone(), traffic.clone());
+            blocking(move || {
+                let identity = home.identity()?;
+                let lock = lock(&home, if online { "kith up" } else { "a kith command" })?;
+                let mut rng = fresh_rng();
+                let index_key = identity.keys.local_secret("kith index 1");
+                let (store, report) = store::open_store(home.path(), identity.space, &index_key)
+                    .map_err(NodeError::Store)?;
+                if report != kith_object::store::RecoveryReport::default() {
+                    tracing::warn!(?report, "the store was mended while it was opened");
+                }
+                let mut entries = Vec::new();
+                let mut offsets = BTreeMap::new();
+                let (log, report) = open_log(&home, |offset, bytes| {
+                    if let Some(id) = entry_id(&bytes) {
+                        offsets.insert(id, offset);
+                    }
+                    entries.push(bytes);
+                })?;
+                if !report.damaged.is_empty() {
+                    tracing::error!(
+                        places = report.damaged.len(),
+                        "entries in the log are damaged; others are asked for them"
+                    );
+                }
+                let setup = Setup {
+                    keys: identity.keys.clone(),
+                    space: identity.space,
+                    seed: rng.bytes(),
+                    spread_entries: true,
+                    anti_entropy: true,
+                };
+                let mut device = Device::open(now(), setup, &entries);
+                if let Some(book) = home.read_sealed(BOOK_FILE, &identity.keys) {
+                    device.recall(&book);
+                }
+                let store = Arc::new(store);
+                let parts = Parts {
+                    device,
+                    store: store.clone(),
+                    log,
+                    offsets,
+                    net: None,
+                    keep_book: book_keeper(home.clone(), identity.keys.clone()),
+                    traffic: traffic.clone(),
+                };
+                let node = Self {
+                    home,
+                    identity,
+                    store,
+                    asker,
+                    traffic,
+                    keeper,
+                    saving: Arc::default(),
+                    door: Mutex::new(Vec::new()),
+                    stop: tokio::sync::Notify::new(),
+                    driver: Mutex::new(None),
+                    _lock: lock,
+                };
+                Ok((node, parts))
+            })
+            .await?
+        };
+        Ok((Arc::new(node), parts, asker, queue, door_asks))
+    }
+
+    /// Waits until inside and door listen on all addresses.
+    async fn wait_until_listening(&self, wanted: usize) -> Ready {
+        loop {
+            let inside = self
+                .asker
+                .look(|device| device.own_addrs().to_vec())
+                .await
+                .unwrap_or_default();
+            let addrs = held(&self.door).clone();
+            // TCP and QUIC on each address; an unspecified one gives several.
+            if inside.len() >= 2 * wanted && addrs.len() >= 2 * wanted {
+                return Ready {
+                    device: self.identity.keys.id(),
+                    addrs,
+                    inside,
+                };
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The device's keys, for the tasks of this module.
+    fn keys(&self) -> &DeviceKeys {
+        &self.identity.keys
+    }
+
+    /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
+    pub async fn close(&self) {
+        self.asker.stop();
+        let driver = held(&self.driver).take();
+        if let Some(driver) = driver {
+            let _ = driver.await;
+        }
+        let store = self.store.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.flush() {
+                tracing::warn!(%error, "blocks not acknowledged may be lost");
+            }
+        })
+        .await;
+    }
+}
+
+/// A device that serves.
+pub struct Daemon {
+    node: Arc<Node>,
+    ready: Ready,
+    socket: JoinHandle<std::io::Result<()>>,
+    knocks: JoinHandle<()>,
+    _door: DoorHandle,
+}
+
+impl Daemon {
+    /// Where it can be found.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Returns once a client asked it to stop, or it cannot go on.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub async fn ended(&self) -> Result<(), NodeError> {
+        let broken = async {
+            loop {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                if self.socket.is_finished()
+                    || held(&self.node.driver)
+                        .as_ref()
+                        .is_none_or(JoinHandle::is_finished)
+                {
+                    return;
+                }
+                let store = self.node.store.clone();
+                let ticked = tokio::task::spawn_blocking(move || store.tick(now())).await;
+                if let Ok(Err(error)) = ticked {
+                    tracing::warn!(%error, "pack not closed");
+                }
+            }
+        };
+        tokio::select! {
+            () = self.node.stop.notified() => Ok(()),
+            () = broken => Err(NodeError::Task("the event loop or the local socket ended".into())),
+        }
+    }
+
+    /// Ends it in order.
+    pub async fn shut_down(self) {
+        self.knocks.abort();
+        local::remove_socket(self.node.home.path());
+        self.node.close().await;
+        self.socket.abort();
+    }
+}
+
+/// Runs blocking work beside the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(NodeError::Task(error.to_string())))
+}
+
+/// Takes the home's lock, waiting a while for whoever has it.
+pub(crate) fn lock(home: &Home, what: &str) -> Result<HomeLock, NodeError> {
+    HomeLock::take(home.path(), what, LOCK_WAIT).map_err(|error| match error {
+        LockError::InUse { home, holder } => NodeError::InUse { path: home, holder },
+        other => NodeError::Lock(other),
+    })
+}
+
+/// Writes the entries a new device begins with, durably.
+pub(crate) fn write_first_entries(home: &Home, entries: &[Entry]) -> Result<(), NodeError> {
+    let (log, _) = open_log(home, |_, _| {})?;
+    for entry in entries {
+        log.append(&entry.encode()).map_err(NodeError::Log)?;
+    }
+    log.sync().map_err(NodeError::Log)
+}
+
+/// Opens the log of entries, telling each record and where it is.
+fn open_log(
+    home: &Home,
+    each: impl FnMut(u64, Bytes),
+) -> Result<(Log<RealDisk>, LogReport), NodeError> {
+    let disk = store::open_logs(home.path()).map_err(NodeError::Store)?;
+    Log::open_each(disk, LOG, each).map_err(NodeError::Log)
+}
+
+fn entry_id(bytes: &[u8]) -> Option<EntryId> {
+    Entry::decode(bytes).ok().map(|entry| entry.id())
+}
+
+fn book_keeper(home: Home, keys: DeviceKeys) -> Box<dyn Fn(Bytes) + Send> {
+    Box::new(move |book| {
+        if let Err(error) = home.write_sealed(BOOK_FILE, &keys, &mut fresh_rng(), &book) {
+            tracing::warn!(%error, "addresses of other devices not kept");
+        }
+    })
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The ports listened on last: TCP, UDP.
+#[derive(Default)]
+struct Ports {
+    inside: (u16, u16),
+    door: (u16, u16),
+}
+
+impl Ports {
+    fn read(home: &Home) -> Self {
+        let text = std::fs::read_to_string(home.path().join(PORTS_FILE)).unwrap_or_default();
+        let mut ports = text
+            .split_whitespace()
+            .map(|port| port.parse().unwrap_or(0));
+        let mut next = || (ports.next().unwrap_or(0), ports.next().unwrap_or(0));
+        Self {
+            inside: next(),
+            door: next(),
+        }
+    }
+
+    fn of(ready: &Ready) -> Self {
+        let ports = |addrs: &[String]| {
+            let port = |name: &str| {
+                addrs
+                    .iter()
+                    .find_map(|addr| addr.split_once(name)?.1.split('/').next()?.parse().ok())
+                    .unwrap_or(0)
+            };
+            (port("/tcp/"), port("/udp/"))
+        };
+        Self {
+            inside: ports(&ready.inside),
+            door: ports(&ready.addrs),
+        }
+    }
+
+    fn write(&self, home: &Home) {
+        let text = format!(
+            "{} {} {} {}\n",
+            self.inside.0, self.inside.1, self.door.0, self.door.1
+        );
+        if let Err(error) = home.write_whole(PORTS_FILE, text.as_bytes()) {
+            tracing::warn!(%error, "ports not kept");
+        }
+    }
+}
+
+/// Starts on the ports used last, or on free ones if those are taken.
+fn with_ports<T>(
+    ports: &(u16, u16),
+    mut start: impl FnMut((u16, u16)) -> Result<T, net::StartError>,
+) -> Result<T, NodeError> {
+    match start(*ports) {
+        Err(net::StartError::Listen { .. }) if *ports != (0, 0) => start((0, 0)),
+        other => other,
+    }
+    .map_err(NodeError::Net)
+}
+
+fn listen_addrs(addrs: &[IpAddr], (tcp, udp): (u16, u16)) -> Vec<Multiaddr> {
+    addrs
+        .iter()
+        .flat_map(|addr| {
+            let ip = if addr.is_ipv4() { "ip4" } else { "ip6" };
+            [
+                format!("/{ip}/{addr}/tcp/{tcp}"),
+                format!("/{ip}/{addr}/udp/{udp}/quic-v1"),
+            ]
+        })
+        .filter_map(|addr| addr.parse().ok())
+        .collect()
+}

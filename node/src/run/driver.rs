@@ -1,0 +1,545 @@
+//! The event loop around the device machine: inputs in, effects out, and nothing decided here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kith_core::device::{Channel, Command, CommandError, Device, Effect, Input};
+use kith_object::id::{Cid, DeviceId, EntryId};
+use kith_protocol::exchange::Loaded;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::now;
+use crate::net::{self, GossipId, InsideHandle, NetEvent, NetEvents};
+use crate::source::Arrival;
+use crate::store::{DiskStore, RealDisk};
+use kith_object::log::Log;
+
+/// Blocks read for peers that wait for the reading thread; the exchange bounds what it asks for, this is the belt to its braces.
+const LOADS_MAX: usize = 4096;
+
+/// Something for the driver.
+pub(crate) enum Ask {
+    Input(Input),
+    Command {
+        command: Command,
+        answer: oneshot::Sender<Result<(), CommandFailure>>,
+    },
+    Look(Box<dyn FnOnce(&Device) + Send>),
+    Fetch {
+        request: u64,
+        cids: Vec<Cid>,
+        to: blocking::Sender<Arrival>,
+    },
+    CancelFetch(u64),
+    /// The log could not be written: nothing can be acknowledged any more.
+    LogFailed(Arc<str>),
+    Stop,
+}
+
+/// Why a command had no durable effect.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandFailure {
+    #[error(transparent)]
+    Refused(#[from] CommandError),
+    #[error("write the log: {0}; nothing can be written until the device is started again")]
+    Log(Arc<str>),
+    #[error("the device is ending")]
+    Ending,
+}
+
+/// A handle on the driver.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    asks: mpsc::UnboundedSender<Ask>,
+    requests: Arc<AtomicU64>,
+    online: bool,
+}
+
+impl Asker {
+    /// Whether there is a network at all.
+    pub(crate) fn is_online(&self) -> bool {
+        self.online
+    }
+
+    /// Asks for blocks of others; what comes of it is told to `to`.
+    pub(crate) fn fetch(&self, cids: Vec<Cid>, to: blocking::Sender<Arrival>) -> u64 {
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
+        let _ = self.asks.send(Ask::Fetch { request, cids, to });
+        request
+    }
+
+    /// Asks for them no more.
+    pub(crate) fn cancel_fetch(&self, request: u64) {
+        let _ = self.asks.send(Ask::CancelFetch(request));
+    }
+
+    /// Says that blocks are on this disk now.
+    pub(crate) fn stored(&self, cids: Vec<Cid>) {
+        let _ = self.asks.send(Ask::Input(Input::Stored(cids)));
+    }
+
+    /// Has a command carried out; returns once it is durable.
+    pub(crate) async fn command(&self, command: Command) -> Result<(), CommandFailure> {
+        let (answer, outcome) = oneshot::channel();
+        let _ = self.asks.send(Ask::Command { command, answer });
+        outcome.await.unwrap_or(Err(CommandFailure::Ending))
+    }
+
+    /// Looks at the device as it is now.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Device) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, seen) = oneshot::channel();
+        let look = Box::new(move |device: &Device| {
+            let _ = answer.send(look(device));
+        });
+        let _ = self.asks.send(Ask::Look(look));
+        seen.await.ok()
+    }
+
+    /// Feeds the machine.
+    pub(crate) fn input(&self, input: Input) {
+        let _ = self.asks.send(Ask::Input(input));
+    }
+
+    /// Ends the driver.
+    pub(crate) fn stop(&self) {
+        let _ = self.asks.send(Ask::Stop);
+    }
+}
+
+/// Bytes of blocks exchanged with each device since the start: received, sent.
+pub(crate) type Traffic = BTreeMap<DeviceId, (u64, u64)>;
+
+/// What the driver works on.
+pub(crate) struct Parts {
+    pub(crate) device: Device,
+    pub(crate) store: Arc<DiskStore>,
+    pub(crate) log: Log<RealDisk>,
+    /// Where each entry of the log begins.
+    pub(crate) offsets: BTreeMap<EntryId, u64>,
+    pub(crate) net: Option<(InsideHandle, NetEvents)>,
+    /// Keeps the address book.
+    pub(crate) keep_book: Box<dyn Fn(Bytes) + Send>,
+    pub(crate) traffic: Arc<std::sync::Mutex<Traffic>>,
+}
+
+struct Driver {
+    device: Device,
+    net: Option<InsideHandle>,
+    commands: BTreeMap<u64, oneshot::Sender<Result<(), CommandFailure>>>,
+    fetches: BTreeMap<u64, blocking::Sender<Arrival>>,
+    gossip: BTreeMap<u64, GossipId>,
+    next: u64,
+    listening: Vec<String>,
+    to_log: blocking::Sender<ToLog>,
+    to_reader: blocking::SyncSender<(DeviceId, Cid, bool)>,
+    keep_book: Box<dyn Fn(Bytes) + Send>,
+    traffic: Arc<std::sync::Mutex<Traffic>>,
+    log_failed: Option<Arc<str>>,
+}
+
+enum ToLog {
+    Append {
+        number: u64,
+        id: EntryId,
+        entry: Bytes,
+    },
+    Load {
+        token: u64,
+        ids: Vec<EntryId>,
+    },
+}
+
+/// A queue for asks, before the driver exists.
+pub(crate) fn asks(online: bool) -> (Asker, mpsc::UnboundedReceiver<Ask>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (
+        Asker {
+            asks: sender,
+            requests: Arc::new(AtomicU64::new(1)),
+            online,
+        },
+        receiver,
+    )
+}
+
+/// Runs the device until it is told to stop; everything acknowledged is on disk by then.
+pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedReceiver<Ask>) {
+    let (to_log, log_queue) = blocking::channel();
+    let (to_reader, read_queue) = blocking::sync_channel(LOADS_MAX);
+    let (net, mut events) = parts
+        .net
+        .map_or((None, None), |(net, events)| (Some(net), Some(events)));
+    let logger = {
+        let (asker, log, offsets) = (asker.clone(), parts.log, parts.offsets);
+        std::thread::spawn(move || keep_log(&log, offsets, &log_queue, &asker))
+    };
+    let reader = {
+        let (asker, store) = (asker.clone(), parts.store);
+        std::thread::spawn(move || read_blocks(&store, &read_queue, &asker))
+    };
+    let mut driver = Driver {
+        device: parts.device,
+        net,
+        commands: BTreeMap::new(),
+        fetches: BTreeMap::new(),
+        gossip: BTreeMap::new(),
+        next: 1,
+        listening: Vec::new(),
+        to_log,
+        to_reader,
+        keep_book: parts.keep_book,
+        traffic: parts.traffic,
+        log_failed: None,
+    };
+    driver.perform();
+    loop {
+        let pause = driver
+            .device
+            .next_wakeup()
+            .map(|at| Duration::from_millis(at.since(now()).as_ms()));
+        let net_event = async {
+            match &mut events {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ask = asks.recv() => match ask {
+                Some(Ask::Stop) | None => break,
+                Some(ask) => driver.asked(ask),
+            },
+            event = net_event => match event {
+                Some(event) => driver.happened(event),
+                None => break,
+            },
+            () = tokio::time::sleep(pause.unwrap_or(Duration::from_secs(3600))) => driver.device.handle(now(), Input::Wake),
+        }
+        driver.perform();
+    }
+    if let Some(net) = driver.net.take() {
+        net.shutdown().await;
+    }
+    // Their queues end with the driver; what was asked of them before is still done.
+    drop(driver);
+    let _ = tokio::task::spawn_blocking(move || {
+        let _ = logger.join();
+        let _ = reader.join();
+    })
+    .await;
+}
+
+impl Driver {
+    fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Input(input) => self.device.handle(now(), input),
+            Ask::Look(look) => look(&self.device),
+            Ask::Command { command, answer } => {
+                if let Some(why) = &self.log_failed {
+                    let _ = answer.send(Err(CommandFailure::Log(why.clone())));
+                    return;
+                }
+                let request = self.number();
+                self.commands.insert(request, answer);
+                self.device
+                    .handle(now(), Input::Command { request, command });
+            }
+            Ask::Fetch { request, cids, to } => {
+                self.fetches.insert(request, to);
+                self.device.handle(now(), Input::Fetch { request, cids });
+            }
+            Ask::CancelFetch(request) => {
+                if self.fetches.remove(&request).is_some() {
+                    self.device.handle(now(), Input::CancelFetch { request });
+                }
+            }
+            Ask::LogFailed(why) => {
+                tracing::error!(%why, "the log cannot be written");
+                for (_, answer) in std::mem::take(&mut self.commands) {
+                    let _ = answer.send(Err(CommandFailure::Log(why.clone())));
+                }
+                self.log_failed = Some(why);
+            }
+            Ask::Stop => {}
+        }
+    }
+
+    fn happened(&mut self, event: NetEvent) {
+        let input = match event {
+            NetEvent::Listening(addr) => {
+                self.listening.push(addr.to_string());
+                Input::Listening(self.listening.clone())
+            }
+            NetEvent::NotListening(addr) => {
+                let addr = addr.to_string();
+                self.listening.retain(|known| *known != addr);
+                Input::Listening(self.listening.clone())
+            }
+            NetEvent::Connected(device) => Input::Connected(device),
+            NetEvent::Disconnected(device) => Input::Disconnected(device),
+            NetEvent::Unreachable(_) | NetEvent::Subscribed(_) => return,
+            NetEvent::Received {
+                peer,
+                channel,
+                bytes,
+            } => Input::Received {
+                peer,
+                channel: to_core(channel),
+                bytes,
+            },
+            NetEvent::Sent {
+                peer, channel, len, ..
+            }
+            | NetEvent::Unsent {
+                peer, channel, len, ..
+            } => Input::Flushed {
+                peer,
+                channel: to_core(channel),
+                len,
+            },
+            NetEvent::Published { from, bytes, id } => {
+                let number = self.number();
+                self.gossip.insert(number, id);
+                Input::Published {
+                    from,
+                    message: Bytes::copy_from_slice(&number.to_le_bytes()),
+                    bytes,
+                }
+            }
+            NetEvent::Addresses { device, addrs } => Input::Addresses {
+                device,
+                addrs: addrs.iter().map(ToString::to_string).collect(),
+            },
+            NetEvent::Providers { devices, .. } => Input::Providers(devices),
+        };
+        self.device.handle(now(), input);
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
+    /// Performs what the machine wants done.
+    fn perform(&mut self) {
+        while let Some(effect) = self.device.poll_effect() {
+            match effect {
+                Effect::Append { number, id, entry } => {
+                    let _ = self.to_log.send(ToLog::Append { number, id, entry });
+                }
+                Effect::LoadEntries { token, ids } => {
+                    let _ = self.to_log.send(ToLog::Load { token, ids });
+                }
+                Effect::LoadBlock { peer, cid, block } => {
+                    if self.to_reader.try_send((peer, cid, block)).is_err() {
+                        self.device.handle(
+                            now(),
+                            Input::LoadedBlock {
+                                peer,
+                                cid,
+                                found: None,
+                            },
+                        );
+                    }
+                }
+                Effect::Got {
+                    requests,
+                    cid,
+                    block,
+                    from,
+                } => {
+                    self.count(from, block.len() as u64, 0);
+                    for request in requests {
+                        if let Some(to) = self.fetches.get(&request) {
+                            let _ = to.send(Arrival::Block {
+                                cid,
+                                block: block.clone(),
+                                from,
+                            });
+                        }
+                    }
+                }
+                Effect::Held { requests, cid } => {
+                    for request in requests {
+                        if let Some(to) = self.fetches.get(&request) {
+                            let _ = to.send(Arrival::Held { cid });
+                        }
+                    }
+                }
+                Effect::Unavailable { request, cid } => {
+                    if let Some(to) = self.fetches.get(&request) {
+                        let _ = to.send(Arrival::Unavailable { cid });
+                    }
+                }
+                Effect::Done { request, outcome } => {
+                    if let Some(answer) = self.commands.remove(&request) {
+                        let _ = answer.send(outcome.map_err(CommandFailure::from));
+                    }
+                }
+                Effect::KeepBook(book) => (self.keep_book)(book),
+                other => self.perform_on_net(other),
+            }
+        }
+    }
+
+    fn perform_on_net(&mut self, effect: Effect) {
+        let Some(net) = &self.net else { return };
+        match effect {
+            Effect::Allow(devices) => net.allow(devices),
+            Effect::Dial { device, addrs } => {
+                let addrs = addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
+                if let Err(refused) = net.dial(device, addrs) {
+                    tracing::debug!(%device, %refused, "dial not taken");
+                }
+            }
+            Effect::Send {
+                peer,
+                channel,
+                bytes,
+            } => {
+                let len = bytes.len();
+                if channel == Channel::Bitswap {
+                    self.count(peer, 0, len as u64);
+                }
+                let Some(net) = &self.net else { return };
+                if let Err(refused) = net.send(peer, from_core(channel), bytes, 0) {
+                    tracing::debug!(%peer, %refused, "message not taken");
+                    // As lost as on a broken connection: the machines ask again.
+                    self.device
+                        .handle(now(), Input::Flushed { peer, channel, len });
+                }
+            }
+            Effect::Disconnect { peer, reason } => {
+                tracing::debug!(%peer, %reason, "connection cut");
+                net.disconnect(peer);
+            }
+            Effect::Publish(bytes) => {
+                if let Err(refused) = net.publish(bytes) {
+                    tracing::debug!(%refused, "gossip not taken");
+                }
+            }
+            Effect::Verdict { message, accept } => {
+                let number = message.as_ref().try_into().map(u64::from_le_bytes);
+                if let Some(id) = number.ok().and_then(|number| self.gossip.remove(&number)) {
+                    let _ = net.verdict(id, accept);
+                }
+            }
+            Effect::Provide(key) => {
+                let _ = net.provide(key);
+            }
+            Effect::FindProviders(key) => {
+                let _ = net.find_providers(key, 0);
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&self, device: DeviceId, received: u64, sent: u64) {
+        let mut traffic = self
+            .traffic
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let entry = traffic.entry(device).or_default();
+        entry.0 += received;
+        entry.1 += sent;
+    }
+}
+
+fn to_core(channel: net::Channel) -> Channel {
+    match channel {
+        net::Channel::Bitswap => Channel::Bitswap,
+        net::Channel::Sync => Channel::Sync,
+    }
+}
+
+fn from_core(channel: Channel) -> net::Channel {
+    match channel {
+        Channel::Bitswap => net::Channel::Bitswap,
+        Channel::Sync => net::Channel::Sync,
+    }
+}
+
+/// The log's own thread: writes all that waits, makes it durable with one fsync, says so; reads entries for peers.
+fn keep_log(
+    log: &Log<RealDisk>,
+    mut offsets: BTreeMap<EntryId, u64>,
+    queue: &blocking::Receiver<ToLog>,
+    asker: &Asker,
+) {
+    while let Ok(first) = queue.recv() {
+        let mut last = None;
+        let mut loads = Vec::new();
+        for item in std::iter::once(first).chain(queue.try_iter()) {
+            match item {
+                ToLog::Append { number, id, entry } => match log.append(&entry) {
+                    Ok(offset) => {
+                        offsets.insert(id, offset);
+                        last = Some(number);
+                    }
+                    Err(error) => return fail_log(&error, asker),
+                },
+                ToLog::Load { token, ids } => loads.push((token, ids)),
+            }
+        }
+        if let Some(last) = last {
+            if let Err(error) = log.sync() {
+                return fail_log(&error, asker);
+            }
+            asker.input(Input::Appended(last));
+        }
+        for (token, ids) in loads {
+            let read = |id: EntryId| {
+                let offset = offsets.get(&id)?;
+                match log.read(*offset) {
+                    Ok(entry) => Some((id, entry)),
+                    Err(error) => {
+                        tracing::warn!(%error, "entry of the log cannot be read");
+                        None
+                    }
+                }
+            };
+            asker.input(Input::LoadedEntries {
+                token,
+                entries: ids.into_iter().filter_map(read).collect(),
+            });
+        }
+    }
+}
+
+fn fail_log(error: &dyn std::error::Error, asker: &Asker) {
+    let mut why = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        why.push_str(": ");
+        why.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    let _ = asker.asks.send(Ask::LogFailed(why.into()));
+}
+
+/// The reading thread for peers.
+fn read_blocks(
+    store: &DiskStore,
+    queue: &blocking::Receiver<(DeviceId, Cid, bool)>,
+    asker: &Asker,
+) {
+    while let Ok((peer, cid, block)) = queue.recv() {
+        let found = if block {
+            store.get(&cid).map(|found| found.map(Loaded::Block))
+        } else {
+            store.size(&cid).map(|found| found.map(Loaded::Size))
+        };
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "block cannot be read for a peer");
+            None
+        });
+        asker.input(Input::LoadedBlock { peer, cid, found });
+    }
+}

@@ -1,0 +1,289 @@
+//! Reads objects: from this disk, and what is missing from others, through a window that bounds memory whatever the object's size.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kith_object::id::{Cid, DeviceId};
+use kith_object::object::{ObjectLink, ObjectReader};
+use kith_object::seal::{Kind, OpenError, Opener};
+
+use crate::run::Asker;
+use crate::store::DiskStore;
+use kith_object::pack::Class;
+use kith_object::store::{StoreError, Verified};
+
+/// Blocks asked for ahead of the reader: at the usual sizes some 16 MiB under way.
+const WINDOW_BLOCKS: usize = 96;
+/// How long a read goes on hoping once every device within reach said it has not got a block: others may be connecting just now.
+const HOPE: Duration = Duration::from_secs(3);
+/// How often a waiting read looks whether it was cancelled.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What comes of a fetch.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// A block, verified against its CID.
+    Block {
+        cid: Cid,
+        block: Bytes,
+        from: DeviceId,
+    },
+    /// It came onto this disk some other way.
+    Held { cid: Cid },
+    /// Nobody within reach has it now.
+    Unavailable { cid: Cid },
+}
+
+/// Why an object was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// Nobody within reach has a block of it.
+    #[error("no device within reach has block {cid}")]
+    Unreachable {
+        /// Which.
+        cid: Cid,
+    },
+    /// A block does not open: it was not made under a key of this mesh.
+    #[error("open a block")]
+    Open(#[source] OpenError),
+    /// This disk refused.
+    #[error("use the store")]
+    Store(#[source] StoreError),
+    /// Whoever takes the bytes refused.
+    #[error("write what was read")]
+    Write(#[source] io::Error),
+    /// It was cancelled.
+    #[error("it was cancelled")]
+    Cancelled,
+}
+
+/// Where objects are read from, for one call.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) store: Arc<DiskStore>,
+    pub(crate) asker: Asker,
+    pub(crate) opener: Opener,
+    pub(crate) wait: bool,
+    pub(crate) tally: Arc<Tally>,
+}
+
+/// What a call has read.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) bytes: AtomicU64,
+    pub(crate) files: AtomicU64,
+    pub(crate) cancelled: AtomicBool,
+    from: std::sync::Mutex<BTreeMap<DeviceId, u64>>,
+}
+
+impl Tally {
+    /// Bytes of blocks that came from each device.
+    pub(crate) fn from(&self) -> BTreeMap<DeviceId, u64> {
+        self.from
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    fn came(&self, device: DeviceId, bytes: usize) {
+        let mut from = self
+            .from
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *from.entry(device).or_default() += bytes as u64;
+    }
+}
+
+/// A fetch under way; dropping it cancels it.
+struct Fetching<'a> {
+    asker: &'a Asker,
+    requests: Vec<u64>,
+    wanted: BTreeSet<Cid>,
+    to: Sender<Arrival>,
+    arrivals: Receiver<Arrival>,
+    /// The block that nobody has, and until when to hope for it.
+    hope: Option<(Cid, Instant)>,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        if !self.wanted.is_empty() {
+            for request in self.requests.drain(..) {
+                self.asker.cancel_fetch(request);
+            }
+        }
+    }
+}
+
+impl Source {
+    /// Reads an object in order, on the calling thread, which may block.
+    ///
+    /// Returns the kind of its leaves: a file's bytes or a folder's listing.
+    pub(crate) fn read(
+        &self,
+        link: &ObjectLink,
+        out: &mut dyn FnMut(Bytes) -> io::Result<()>,
+    ) -> Result<Option<Kind>, ReadError> {
+        let mut reader = ObjectReader::new(link.clone(), self.opener.clone());
+        let (to, arrivals) = channel();
+        let mut fetching = Fetching {
+            asker: &self.asker,
+            requests: Vec::new(),
+            wanted: BTreeSet::new(),
+            to,
+            arrivals,
+            hope: None,
+        };
+        loop {
+            while let Some(data) = reader.next() {
+                out(data).map_err(ReadError::Write)?;
+            }
+            if !self.step(&mut reader, &mut fetching, WINDOW_BLOCKS)? {
+                return Ok(reader.leaf_kind());
+            }
+        }
+    }
+
+    /// Feeds the reader what is here, asks for what is not, waits if nothing is; false once the reader has all.
+    fn step(
+        &self,
+        reader: &mut ObjectReader,
+        fetching: &mut Fetching<'_>,
+        window: usize,
+    ) -> Result<bool, ReadError> {
+        if reader.done() {
+            return Ok(false);
+        }
+        if self.tally.cancelled.load(Ordering::Relaxed) {
+            return Err(ReadError::Cancelled);
+        }
+        let mut fed = false;
+        let mut missing = Vec::new();
+        for cid in reader.wanted(window) {
+            if fetching.wanted.contains(&cid) {
+                continue;
+            }
+            match self.store.get(&cid) {
+                Ok(Some(block)) => {
+                    reader
+                        .feed_verified(&cid, &block)
+                        .map_err(ReadError::Open)?;
+                    fed = true;
+                }
+                // A damaged block is like a missing one: another device may have it whole.
+                Ok(None) | Err(StoreError::Corrupt { .. }) => missing.push(cid),
+                Err(error) => return Err(ReadError::Store(error)),
+            }
+        }
+        if let Some(first) = missing.first().copied() {
+            if !self.asker.is_online() {
+                return Err(ReadError::Unreachable { cid: first });
+            }
+            fetching.wanted.extend(missing.iter().copied());
+            fetching
+                .requests
+                .push(self.asker.fetch(missing, fetching.to.clone()));
+        }
+        if !fed {
+            self.arrive(reader, fetching)?;
+        }
+        Ok(true)
+    }
+
+    /// Waits for something to arrive and takes in all that did.
+    fn arrive(
+        &self,
+        reader: &mut ObjectReader,
+        fetching: &mut Fetching<'_>,
+    ) -> Result<(), ReadError> {
+        let first = match fetching.arrivals.recv_timeout(LOOK) {
+            Ok(arrival) => Some(arrival),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return Err(ReadError::Cancelled),
+        };
+        let mut stored = Vec::new();
+        for arrival in first.into_iter().chain(fetching.arrivals.try_iter()) {
+            match arrival {
+                Arrival::Block { cid, block, from } => {
+                    if !fetching.wanted.remove(&cid) {
+                        continue;
+                    }
+                    fetching.hope = None;
+                    self.tally.came(from, block.len());
+                    let fetched = Verified::computed(cid, &block);
+                    self.store
+                        .put_verified(Class::Bulk, fetched)
+                        .map_err(ReadError::Store)?;
+                    reader
+                        .feed_verified(&cid, &block)
+                        .map_err(ReadError::Open)?;
+                    stored.push(cid);
+                }
+                // Read from the disk on the next round.
+                Arrival::Held { cid } => {
+                    fetching.wanted.remove(&cid);
+                }
+                Arrival::Unavailable { cid } => {
+                    fetching
+                        .hope
+                        .get_or_insert_with(|| (cid, Instant::now() + HOPE));
+                }
+            }
+        }
+        if !stored.is_empty() {
+            self.asker.stored(stored);
+        }
+        match fetching.hope {
+            Some((cid, until)) if !self.wait && until <= Instant::now() => {
+                Err(ReadError::Unreachable { cid })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads an object whole; `None` if it is longer than `max`.
+    pub(crate) fn read_whole(
+        &self,
+        link: &ObjectLink,
+        max: u64,
+    ) -> Result<Option<(Vec<u8>, Option<Kind>)>, ReadError> {
+        if link.size > max {
+            return Ok(None);
+        }
+        let mut whole = Vec::new();
+        let kind = self.read(link, &mut |data| {
+            whole.extend_from_slice(&data);
+            Ok(())
+        })?;
+        Ok(Some((whole, kind)))
+    }
+}
+
+impl Source {
+    /// What the leaves of an object are, found by reading no more than its first leaf.
+    pub(crate) fn first_kind(&self, link: &ObjectLink) -> Result<Option<Kind>, ReadError> {
+        let mut reader = ObjectReader::new(link.clone(), self.opener.clone());
+        let (to, arrivals) = channel();
+        let mut fetching = Fetching {
+            asker: &self.asker,
+            requests: Vec::new(),
+            wanted: BTreeSet::new(),
+            to,
+            arrivals,
+            hope: None,
+        };
+        loop {
+            if let Some(kind) = reader.leaf_kind() {
+                return Ok(Some(kind));
+            }
+            if !self.step(&mut reader, &mut fetching, 1)? {
+                return Ok(None);
+            }
+        }
+    }
+}

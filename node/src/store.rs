@@ -1,0 +1,97 @@
+//! Where a device keeps its blocks and logs: folders on the real disk, fjall for the index, a lock on the whole.
+//!
+//! In a device's home: `packs/` with the packs, `logs/` with the logs, `index/` with what both can rebuild, `lock`.
+//!
+//! Spec: `protocol/spec/store.md`, "The real disk".
+
+mod disk;
+mod index;
+mod lock;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kith_object::id::SpaceId;
+use kith_object::key::Secret;
+use kith_object::store::{RecoveryReport, Store, StoreConfig, StoreError};
+
+pub use disk::RealDisk;
+pub use index::FjallIndex;
+pub use lock::{HomeLock, LOCK_WAIT, LockError};
+
+/// The store of a real device.
+pub type DiskStore = Store<RealDisk, FjallIndex>;
+
+/// The folder of packs in a home.
+const PACKS: &str = "packs";
+/// The folder of logs in a home.
+const LOGS: &str = "logs";
+/// The folder of the index in a home.
+const INDEX: &str = "index";
+
+/// Why a device's store did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// A folder could not be made or read.
+    #[error("open folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The index could neither be opened nor made anew.
+    #[error("open the index in {}", path.display())]
+    Index {
+        /// The folder.
+        path: PathBuf,
+        /// What fjall or the system said.
+        source: io::Error,
+    },
+    /// The packs could not be brought into order.
+    #[error("open the store in {}", path.display())]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// What went wrong.
+        source: StoreError,
+    },
+}
+
+/// Opens the store in a home that the caller has locked ([`HomeLock`]).
+///
+/// `key` is the device's own, for the index alone: names in it are hashed and values masked under it. An index that is damaged, or was
+/// made under another key, is made anew from the packs; that reads the footer of each.
+///
+/// # Errors
+/// [`OpenStoreError`].
+pub fn open_store(
+    home: &Path,
+    space: SpaceId,
+    key: &Secret,
+) -> Result<(DiskStore, RecoveryReport), OpenStoreError> {
+    let path = home.join(PACKS);
+    let disk = RealDisk::open(&path).map_err(|source| OpenStoreError::Folder {
+        path: path.clone(),
+        source,
+    })?;
+    let index = home.join(INDEX);
+    let index = FjallIndex::open(&index, key).map_err(|source| OpenStoreError::Index {
+        path: index,
+        source,
+    })?;
+    Store::open(disk, index, StoreConfig::new(space))
+        .map_err(|source| OpenStoreError::Store { path, source })
+}
+
+/// Opens the folder of logs in a home that the caller has locked; `kith_object::log::Log` does the rest.
+///
+/// # Errors
+/// [`OpenStoreError::Folder`].
+pub fn open_logs(home: &Path) -> Result<RealDisk, OpenStoreError> {
+    let path = home.join(LOGS);
+    RealDisk::open(&path).map_err(|source| OpenStoreError::Folder { path, source })
+}
+
+#[cfg(test)]
+mod tests;

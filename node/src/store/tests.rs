@@ -1,0 +1,289 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use kith_object as object;
+use kith_object::disk::Disk;
+use kith_object::id::Cid;
+use kith_object::index::Index;
+use kith_object::key::Rng;
+use kith_object::pack::{BlockAt, Class};
+use kith_object::store::Verified;
+use tempfile::TempDir;
+
+use super::*;
+
+#[path = "../../../protocol/object/src/store/conformance.rs"]
+mod conformance;
+
+struct RealPlace(TempDir);
+
+impl RealPlace {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
+
+fn key() -> Secret {
+    Secret::new([5; 32])
+}
+
+impl conformance::Place for RealPlace {
+    type Disk = RealDisk;
+    type Index = FjallIndex;
+
+    fn disk(&self) -> RealDisk {
+        RealDisk::open(&self.0.path().join(PACKS)).unwrap()
+    }
+    fn index(&self) -> FjallIndex {
+        FjallIndex::open(&self.0.path().join(INDEX), &key()).unwrap()
+    }
+    fn lose_index(&self) {
+        fs::remove_dir_all(self.0.path().join(INDEX)).unwrap();
+    }
+    fn damage(&self, name: &str, offset: u64) {
+        flip(&self.0.path().join(PACKS).join(name), offset as usize, 1);
+    }
+}
+
+fn flip(path: &Path, at: usize, mask: u8) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= mask;
+    fs::write(path, bytes).unwrap();
+}
+
+conformance::suite_of!(RealPlace::new());
+
+fn block(number: u32, len: usize) -> (Cid, Vec<u8>) {
+    let mut bytes = vec![0; len];
+    Rng::from_seed(*blake3::hash(&number.to_le_bytes()).as_bytes()).fill(&mut bytes);
+    (Cid::of_block(&bytes), bytes)
+}
+
+fn space() -> SpaceId {
+    SpaceId([1; 32])
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn home_is_for_its_owner_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().join("a/b");
+    let _lock = HomeLock::take(&home, "test", Duration::ZERO).unwrap();
+    let (store, _) = open_store(&home, space(), &key()).unwrap();
+    let (cid, bytes) = block(1, 100);
+    store.put(Class::Bulk, &cid, &bytes).unwrap();
+    store.flush().unwrap();
+    drop(open_logs(&home).unwrap());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for folder in [
+        &home,
+        &home.join(PACKS),
+        &home.join(LOGS),
+        &home.join(INDEX),
+    ] {
+        assert_eq!(mode(folder), 0o700, "{}", folder.display());
+    }
+    for file in files(&home.join(PACKS)).iter().chain([&home.join("lock")]) {
+        assert_eq!(mode(file), 0o600, "{}", file.display());
+    }
+}
+
+#[test]
+fn second_taker_is_told_of_the_first() {
+    let home = tempfile::tempdir().unwrap();
+    let first = HomeLock::take(home.path(), "kith up", Duration::ZERO).unwrap();
+    let error = HomeLock::take(home.path(), "kith put", Duration::from_millis(50)).unwrap_err();
+    let text = format!(
+        "data folder {} is in use by process {} (kith up)",
+        home.path().display(),
+        std::process::id()
+    );
+    assert_eq!(error.to_string(), text);
+    std::thread::scope(|scope| {
+        let second =
+            scope.spawn(|| HomeLock::take(home.path(), "kith put", Duration::from_secs(60)));
+        drop(first);
+        second.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn many_files_do_not_stay_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(folder.path()).unwrap();
+    for number in 0..1500_u32 {
+        let name = format!("f-{number}");
+        disk.create(&name).unwrap();
+        disk.append(&name, &number.to_le_bytes()).unwrap();
+        disk.sync(&name).unwrap();
+    }
+    for number in 0..1500_u32 {
+        let read = disk.read_at(&format!("f-{number}"), 0, 4).unwrap();
+        assert_eq!(read, number.to_le_bytes());
+    }
+    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    assert!(open < 1000, "{open} files are open");
+}
+
+#[test]
+fn index_under_another_key_is_made_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, _) = open_store(home.path(), space(), &key()).unwrap();
+    let (cid, bytes) = block(1, 100);
+    store.put(Class::Bulk, &cid, &bytes).unwrap();
+    store.close_packs().unwrap();
+    drop(store);
+    let (store, report) = open_store(home.path(), space(), &Secret::new([6; 32])).unwrap();
+    assert_eq!(report.indexed, 1);
+    assert_eq!(store.get(&cid).unwrap().unwrap(), bytes);
+}
+
+#[test]
+fn index_tells_nothing_of_what_is_stored() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, _) = open_store(home.path(), space(), &key()).unwrap();
+    let (cid, bytes) = block(1, 100);
+    store.put(Class::Bulk, &cid, &bytes).unwrap();
+    store.close_packs().unwrap();
+    let digest = cid.digest().unwrap();
+    let (pack, _) = store.packs().unwrap()[0];
+    drop(store);
+    for file in files(&home.path().join(INDEX)) {
+        let bytes = fs::read(&file).unwrap();
+        for secret in [&digest[..8], &pack.0[..8]] {
+            assert!(
+                !bytes.windows(8).any(|part| part == secret),
+                "{}",
+                file.display()
+            );
+        }
+    }
+}
+
+/// fjall has dropped records in silence after one flipped byte. Here a block that is on disk is found, or the index says that it is damaged
+/// and is whole again after a restart; it is never silently absent.
+#[test]
+fn damaged_index_loses_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let config = StoreConfig {
+        pack_bytes_max: 20_000,
+        ..StoreConfig::new(space())
+    };
+    let open = |path: &Path| {
+        let disk = RealDisk::open(&path.join(PACKS))?;
+        let index = FjallIndex::open(&path.join(INDEX), &key())?;
+        Ok::<_, io::Error>(Store::open(disk, index, config).unwrap().0)
+    };
+    let blocks: Vec<(Cid, Vec<u8>)> = (0..600).map(|number| block(number, 150)).collect();
+    // The first half lies in a table, the second in the journal.
+    for half in blocks.chunks(300) {
+        let store = open(home.path()).unwrap();
+        for (cid, bytes) in half {
+            store
+                .put_verified(Class::Bulk, Verified::computed(*cid, bytes))
+                .unwrap();
+        }
+        store.close_packs().unwrap();
+        drop(store);
+        if half[0].0 == blocks[0].0 {
+            FjallIndex::open(&home.path().join(INDEX), &key())
+                .unwrap()
+                .write_table();
+        }
+    }
+    let index = home.path().join(INDEX);
+    let whole: Vec<(PathBuf, Vec<u8>)> = files(&index)
+        .into_iter()
+        .map(|file| (file.clone(), fs::read(&file).unwrap()))
+        .collect();
+    let mut rng = Rng::from_seed([2; 32]);
+    for (f, b) in &whole { println!("{} {}", f.display(), b.len()); }
+    let mut rebuilt = 0;
+    for round in 0..60 {
+        // Each time the same index, with one byte changed; the file first, so that small ones get their share.
+        remove(&index);
+        for (file, bytes) in &whole {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
+        }
+        let (file, bytes) = &whole[rng.below(whole.len() as u64) as usize];
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        if bytes.is_empty() {
+            continue;
+        }
+        flip(file, rng.below(used as u64 + 1) as usize, 1 << rng.below(8));
+        let store = open(home.path()).unwrap();
+        let mut failed = 0;
+        for (cid, bytes) in &blocks {
+            match store.get(cid) {
+                Ok(found) => assert_eq!(
+                    found.as_deref(),
+                    Some(&bytes[..]),
+                    "round {round}, {}",
+                    file.display()
+                ),
+                Err(StoreError::Index { .. }) => failed += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        drop(store);
+        if failed > 0 {
+            rebuilt += 1;
+            let store = open(home.path()).unwrap();
+            for (cid, bytes) in &blocks {
+                assert_eq!(store.get(cid).unwrap().unwrap(), bytes);
+            }
+        }
+    }
+    println!("{rebuilt} of 60 were met while reading");
+}
+
+fn remove(folder: &Path) {
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn numbers_of_removed_packs_are_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join(INDEX);
+    let info = kith_object::index::PackInfo {
+        class: Class::Bulk,
+        blocks: 1,
+        bytes: 1000,
+    };
+    let (cid, other) = (block(1, 1).0, block(2, 1).0);
+    let at = |cid| BlockAt {
+        cid,
+        offset: 101,
+        len: 1,
+    };
+    let index = FjallIndex::open(&folder, &key()).unwrap();
+    index
+        .insert_pack(&kith_object::id::PackId([1; 32]), info, &[at(cid)])
+        .unwrap();
+    index
+        .remove_pack(&kith_object::id::PackId([1; 32]), &[])
+        .unwrap();
+    drop(index);
+    let index = FjallIndex::open(&folder, &key()).unwrap();
+    index
+        .insert_pack(&kith_object::id::PackId([2; 32]), info, &[at(other)])
+        .unwrap();
+    assert!(index.locations(&cid).unwrap().is_empty());
+    assert_eq!(index.locations(&other).unwrap().len(), 1);
+}

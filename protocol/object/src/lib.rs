@@ -1,0 +1,26 @@
+//! What is stored, byte for byte: identifiers, keys, chunks, sealed blocks, manifests, folder listings and packs.
+//!
+//! Pure: no runtime, socket, file or clock. Bytes come in as arguments; a [`disk::Disk`] stands for storage.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
+pub mod chunk;
+pub mod disk;
+pub mod id;
+pub mod index;
+pub mod key;
+pub mod log;
+pub mod manifest;
+pub mod object;
+pub mod pack;
+pub mod seal;
+pub mod store;
+pub mod time;
+pub mod tree;

@@ -1,0 +1,488 @@
+//! Requests and replies between the daemon and its local clients.
+//!
+//! One call is one exchange: a JSON request on one line, raw bytes after it where the request says so ([`Request::PutStream`]); the reply is a sequence of
+//! JSON events, one a line, each [`Event::Data`] followed by that many raw bytes, the last one [`Event::Done`] or [`Event::Failed`].
+//!
+//! Spec: `protocol/spec/api.md`, "Calls".
+
+use data_encoding::BASE64;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Where the daemon answers, as the path of its one HTTP resource.
+pub const CALL_PATH: &str = "/v1/call";
+/// Longest request line.
+pub const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Longest event line, [`Event::Data`]'s raw bytes not counted.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Most raw bytes behind one [`Event::Data`].
+pub const DATA_BYTES_MAX: usize = 4 << 20;
+
+/// A name or path: bytes, usually UTF-8. In JSON a string if it is UTF-8, else `{"base64": "…"}`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Name(pub Vec<u8>);
+
+impl Name {
+    /// For people to read: what is not UTF-8 is replaced.
+    pub fn lossy(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+}
+
+impl From<&str> for Name {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum NameForm {
+    Text(String),
+    Bytes { base64: String },
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) => NameForm::Text(text.to_owned()),
+            Err(_) => NameForm::Bytes {
+                base64: BASE64.encode(&self.0),
+            },
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match NameForm::deserialize(deserializer)? {
+            NameForm::Text(text) => Ok(Self(text.into_bytes())),
+            NameForm::Bytes { base64 } => BASE64
+                .decode(base64.as_bytes())
+                .map(Self)
+                .map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// How the device and the mesh are. One [`Event::Status`].
+    Status,
+    /// The devices of the mesh. One [`Event::Device`] each.
+    Devices,
+    /// Stores files and folders. Progress, then one [`Event::Put`] each; acknowledged means on disk.
+    Put {
+        /// Absolute paths on this machine.
+        sources: Vec<Name>,
+        /// Where in the tree; without it `/<basename>`. With several sources, or if it names a folder that exists, they go into it.
+        to: Option<Name>,
+    },
+    /// Stores the bytes that follow the request line, as one file.
+    PutStream {
+        /// Where in the tree.
+        to: Name,
+    },
+    /// Restores an object into the file system. Progress, then one [`Event::Got`].
+    Get {
+        /// A CID, or a path in the tree.
+        what: What,
+        /// Absolute path to make.
+        dest: Name,
+        /// Overwrite what is there.
+        force: bool,
+        /// Wait for what is not within reach yet instead of failing.
+        wait: bool,
+    },
+    /// Sends a file's bytes as [`Event::Data`].
+    Cat {
+        /// A CID, or a path in the tree.
+        what: What,
+        /// Wait for what is not within reach yet instead of failing.
+        wait: bool,
+    },
+    /// Lists a folder, or shows one file. One [`Event::Entry`] each.
+    Ls {
+        /// Path in the tree.
+        path: Name,
+    },
+    /// Makes a folder.
+    Mkdir {
+        /// Path in the tree.
+        path: Name,
+        /// Make missing parents, and be content if it exists.
+        parents: bool,
+    },
+    /// Moves or renames.
+    Mv {
+        /// From where.
+        from: Name,
+        /// To where; into it, if it is a folder.
+        to: Name,
+    },
+    /// Removes from the tree; history keeps it.
+    Rm {
+        /// Path in the tree.
+        path: Name,
+        /// Folders with all in them.
+        recursive: bool,
+    },
+    /// Every version that stood at a path. One [`Event::Version`] each, newest first.
+    History {
+        /// Path in the tree, of something there or removed.
+        path: Name,
+    },
+    /// Makes an old version the current one again.
+    Restore {
+        /// Path in the tree.
+        path: Name,
+        /// As [`Event::Version`] names it; the one before the current if absent.
+        version: Option<String>,
+    },
+    /// Lets a device in. [`Event::Ticket`] first, [`Event::Knock`] when someone with the ticket is at the door, [`Event::Paired`] at the end.
+    Pair {
+        /// What the newcomer becomes: `member` or `blind`.
+        role: String,
+        /// Admit whoever proves the ticket, without a [`Request::Confirm`].
+        yes: bool,
+    },
+    /// Answers [`Event::Knock`].
+    Confirm {
+        /// The ticket id of the knock.
+        ticket: String,
+        /// Whether both screens show the same code.
+        accept: bool,
+    },
+    /// Removes a device for good: a new epoch, sealed to those who remain.
+    DeviceRemove {
+        /// Its name, or its id.
+        device: String,
+    },
+    /// Ends the daemon.
+    Stop,
+}
+
+/// What to get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// By content.
+    Cid(String),
+    /// By name.
+    Path(Name),
+}
+
+/// What the daemon tells, one a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// How far a long operation is; may come many times, and at most some ten times a second.
+    Progress {
+        /// Bytes dealt with.
+        bytes: u64,
+        /// Bytes in all, if known.
+        total: Option<u64>,
+        /// Files dealt with.
+        files: u64,
+    },
+    /// Stored and durable.
+    Put(Put),
+    /// Restored.
+    Got {
+        /// The root.
+        cid: String,
+        /// Where it was put.
+        dest: Name,
+        /// Bytes of all files.
+        size: u64,
+        /// Files restored.
+        files: u64,
+        /// Bytes of blocks that came from each device for this.
+        from: Vec<FromDevice>,
+    },
+    /// Raw bytes follow this line.
+    Data {
+        /// How many.
+        len: u64,
+    },
+    /// A line of a listing.
+    Entry(Entry),
+    /// A version in a history.
+    Version(Version),
+    /// A device.
+    Device(Device),
+    /// The status.
+    Status(Box<Status>),
+    /// A ticket is open.
+    Ticket {
+        /// The ticket as text.
+        ticket: String,
+        /// Its id, for [`Request::Confirm`].
+        id: String,
+        /// When it ends, in milliseconds since 1970.
+        expires_ms: u64,
+    },
+    /// Someone proved the ticket; both screens show the code.
+    Knock {
+        /// The ticket's id.
+        ticket: String,
+        /// The short code.
+        code: String,
+        /// What the newcomer calls itself.
+        name: String,
+        /// Its id.
+        device: String,
+    },
+    /// The device is in.
+    Paired {
+        /// Its name.
+        name: String,
+        /// Its id.
+        device: String,
+    },
+    /// Something the owner should know, which does not stop the call.
+    Warning {
+        /// In a sentence.
+        text: String,
+    },
+    /// The call succeeded; nothing follows.
+    Done,
+    /// The call failed; nothing follows.
+    Failed(Failure),
+}
+
+/// What was stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put {
+    /// The root.
+    pub cid: String,
+    /// Where it stands in the tree.
+    pub path: Name,
+    /// Bytes of all files.
+    pub size: u64,
+    /// Files stored.
+    pub files: u64,
+    /// Bytes that were there already.
+    pub dedup: u64,
+}
+
+/// Bytes that came from one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromDevice {
+    /// Its id.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes of blocks.
+    pub bytes: u64,
+}
+
+/// A line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Name as shown; one of several versions of a conflict shows as `NAME~xxxxxxxx`.
+    pub name: Name,
+    /// `file`, `folder` or `symlink`.
+    pub kind: String,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, milliseconds since 1970.
+    pub mtime_ms: u64,
+    /// Unix permission bits.
+    pub mode: u32,
+    /// The root of its object, if it has one.
+    pub cid: Option<String>,
+    /// Which version this is; the root folder has none.
+    pub version: Option<String>,
+    /// Name of the device that wrote it.
+    pub device: Option<String>,
+    /// Whether it is one of several current versions.
+    pub conflict: bool,
+}
+
+/// A version in a history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Names it for [`Request::Restore`].
+    pub version: String,
+    /// Where it stood; absent if that path has become too long to write.
+    pub path: Option<Name>,
+    /// `file`, `folder` or `symlink`.
+    pub kind: String,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, milliseconds since 1970.
+    pub mtime_ms: u64,
+    /// When it was written, milliseconds since 1970, by the writing device's clock.
+    pub written_ms: u64,
+    /// The root of its object, if it has one.
+    pub cid: Option<String>,
+    /// Name of the device that wrote it.
+    pub device: String,
+    /// Whether it says that the thing was removed.
+    pub deleted: bool,
+    /// Whether it is current.
+    pub current: bool,
+}
+
+/// A device of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its id.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// `admin`, `member` or `blind`.
+    pub role: String,
+    /// Whether it is the one asked.
+    pub this: bool,
+    /// Whether there is a connection to it now.
+    pub connected: bool,
+    /// Whether it was removed.
+    pub removed: bool,
+}
+
+/// How the device and the mesh are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The mesh.
+    pub mesh: String,
+    /// This device.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: String,
+    /// Whether a daemon answers.
+    pub online: bool,
+    /// Where newcomers may knock.
+    pub addrs: Vec<String>,
+    /// Where other devices of the mesh connect.
+    pub inside: Vec<String>,
+    /// Devices in the mesh, this one included.
+    pub devices: u64,
+    /// Devices connected now.
+    pub connected: u64,
+    /// Entries that count.
+    pub entries: u64,
+    /// Digest over them.
+    pub digest: String,
+    /// Fingerprint of the visible tree.
+    pub tree: String,
+    /// Versions that the tree of names keeps, old ones included.
+    pub versions: u64,
+    /// Blocks on this disk.
+    pub blocks: u64,
+    /// Bytes of packs on this disk.
+    pub disk_bytes: u64,
+    /// Names with more than one current version.
+    pub conflicts: u64,
+    /// Whether writes are possible, and if not why.
+    pub writable: Result<(), String>,
+    /// Bytes received and sent by device since the start.
+    pub traffic: Vec<Traffic>,
+}
+
+/// Bytes of blocks exchanged with one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Its id.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes of blocks received.
+    pub received: u64,
+    /// Bytes of blocks sent.
+    pub sent: u64,
+}
+
+/// Why a call failed, for a person: what was tried on what, why it failed, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    /// What kind of failure, stable for programs.
+    pub kind: FailureKind,
+    /// What was tried, on what.
+    pub what: String,
+    /// Causes, outermost first.
+    pub causes: Vec<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The request makes no sense as it stands.
+    Usage,
+    /// No such path, CID, version or device.
+    NotFound,
+    /// Something is in the way.
+    Exists,
+    /// Known, but no device within reach has it now.
+    Unreachable,
+    /// Not enough room on the disk.
+    Full,
+    /// The device lacks the right.
+    Denied,
+    /// Bytes on disk are not what they were.
+    Corrupt,
+    /// Done in part.
+    Partial,
+    /// The system refused, or anything else.
+    Failed,
+}
+
+impl Failure {
+    /// A failure of that kind.
+    pub fn new(kind: FailureKind, what: impl Into<String>) -> Self {
+        Self {
+            kind,
+            what: what.into(),
+            causes: Vec::new(),
+            hint: None,
+        }
+    }
+
+    /// Adds a cause, and the causes behind it.
+    #[must_use]
+    pub fn because(mut self, cause: &dyn std::error::Error) -> Self {
+        let mut next = Some(cause);
+        while let Some(error) = next {
+            self.causes.push(error.to_string());
+            next = error.source();
+        }
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_not_utf8_survive_json() {
+        for name in [Name::from("plain"), Name(vec![0xff, b'a', 0xfe])] {
+            let text = serde_json::to_string(&name).unwrap();
+            assert_eq!(serde_json::from_str::<Name>(&text).unwrap(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn events_are_one_line_each() {
+        let event = Event::Failed(Failure::new(FailureKind::NotFound, "find /a\nb").hint("look"));
+        let text = serde_json::to_string(&event).unwrap();
+        assert!(!text.contains('\n'));
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+    }
+}

@@ -1,0 +1,9 @@
+//! Many devices, bad weather, one seed: the very machine that ships, with simulated disk, network and time around it.
+//!
+//! Spec: `protocol/spec/simulation.md`, "World".
+
+pub mod check;
+pub mod disk;
+pub mod scenario;
+pub mod trace;
+pub mod world;

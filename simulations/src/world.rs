@@ -1,0 +1,1019 @@
+//! Virtual time, a queue of events, devices with disks, a network between them.
+//!
+//! Spec: `protocol/spec/simulation.md`, "World".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kith_core::device::{Channel, Command, Device, Effect, Input, Setup};
+use kith_crdt::names::{Change, TreePath};
+use kith_crdt::replica::SealState;
+use kith_object::chunk::{Chunker, Profile};
+use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
+use kith_object::key::{DeviceKeys, Rng};
+use kith_object::object::{ObjectLink, ObjectReader, ObjectWriter};
+use kith_object::pack::Class;
+use kith_object::seal::{Kind, Opener, Sealer};
+use kith_object::store::Verified;
+use kith_object::time::{Span, Time};
+use kith_object::tree::FileKind;
+use kith_protocol::exchange::Loaded;
+
+use crate::disk::{Disks, Storage};
+use crate::trace::Trace;
+
+/// One way, at least and at most: a home network with a slow corner.
+const LATENCY: (u64, u64) = (1, 40);
+/// Writing to the log and its fsync.
+const SYNC: (u64, u64) = (1, 12);
+/// Reading from a disk.
+const READ: (u64, u64) = (0, 4);
+/// Blocks a fetch asks for at once.
+const FETCH_WINDOW: usize = 32;
+/// More events than any scenario has use for: a run that gets there goes round in circles.
+const EVENTS_MAX: u64 = 5_000_000;
+
+/// Something that happens at a time.
+#[derive(Debug)]
+enum Event {
+    /// The device's machine gets an input, if it still is the same run of it.
+    Input {
+        device: usize,
+        life: u64,
+        input: Input,
+    },
+    /// The log of a device is synced, and says so.
+    Synced {
+        device: usize,
+        life: u64,
+        number: u64,
+    },
+    /// A message arrives, if the connection it was sent on still stands.
+    Arrives {
+        from: usize,
+        to: usize,
+        connection: u64,
+        channel: Channel,
+        bytes: Bytes,
+    },
+    /// A dial comes about, if the two can reach each other.
+    Dialled { from: usize, to: usize },
+    /// A gossip message reaches a device from a neighbour.
+    Gossip { to: usize, message: u64 },
+    /// A device is to look at the time.
+    Wake { device: usize, life: u64 },
+    /// The scenario does something.
+    Act(Act),
+}
+
+/// What a scenario does to the world.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// A device stores a file.
+    Put {
+        device: usize,
+        path: String,
+        content: Vec<u8>,
+    },
+    /// A device moves something.
+    Move {
+        device: usize,
+        from: String,
+        to: String,
+    },
+    /// A device removes something.
+    Remove { device: usize, path: String },
+    /// An admin removes a device from the mesh.
+    Expel { by: usize, device: usize },
+    /// Only devices of the same group reach each other from now on.
+    Partition(Vec<BTreeSet<usize>>),
+    /// Everyone reaches everyone again.
+    Heal,
+    /// A device loses its power.
+    Crash(usize),
+    /// It starts again.
+    Start(usize),
+}
+
+/// A device of the world.
+pub struct Slot {
+    keys: DeviceKeys,
+    disks: Disks,
+    running: Option<Running>,
+    /// Counts its runs; what was meant for an earlier one is lost.
+    life: u64,
+    seed: Rng,
+    /// Requests of commands under way, with what their acknowledgement makes certain.
+    pending: BTreeMap<u64, Vec<Promise>>,
+    fetches: BTreeMap<u64, Fetch>,
+}
+
+struct Running {
+    device: Device,
+    storage: Storage,
+    /// When its next wake is queued for.
+    wake: Option<Time>,
+}
+
+/// What an acknowledged put promises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// The root.
+    pub cid: Cid,
+    /// What its bytes are.
+    pub content: Vec<u8>,
+}
+
+struct Fetch {
+    reader: ObjectReader,
+    wanted: BTreeSet<Cid>,
+    requests: Vec<u64>,
+    got: Vec<u8>,
+    content: Vec<u8>,
+}
+
+/// How a world is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// How many devices.
+    pub devices: usize,
+    /// How many of them, from the first, are admins.
+    pub admins: usize,
+    /// Whether new entries are gossiped.
+    pub spread_entries: bool,
+    /// Whether digests are compared.
+    pub anti_entropy: bool,
+}
+
+/// The world of a run.
+pub struct World {
+    now: Time,
+    rng: Rng,
+    queue: BTreeMap<(Time, u64), Event>,
+    next: u64,
+    slots: Vec<Slot>,
+    by_id: BTreeMap<DeviceId, usize>,
+    space: SpaceId,
+    rules: Rules,
+    /// Groups that cannot reach each other; empty when all can.
+    groups: Vec<BTreeSet<usize>>,
+    /// Connections by pair, with a number each and when its last message arrives.
+    connections: BTreeMap<(usize, usize), u64>,
+    last_arrival: BTreeMap<(usize, usize), Time>,
+    messages: BTreeMap<u64, (usize, Bytes, BTreeSet<usize>)>,
+    providers: BTreeMap<[u8; 32], BTreeSet<usize>>,
+    promises: Vec<Promise>,
+    read_back: u64,
+    /// What happened.
+    pub trace: Trace,
+    /// What was found wrong while running.
+    pub failures: Vec<String>,
+}
+
+impl World {
+    /// A mesh whose devices are all paired and running, at time zero of the run.
+    pub fn new(seed: u64, rules: Rules) -> Self {
+        let mut rng = Rng::from_seed(*blake3::hash(&seed.to_le_bytes()).as_bytes());
+        let start = Time(1_700_000_000_000);
+        let keys: Vec<DeviceKeys> = (0..rules.devices)
+            .map(|_| DeviceKeys::generate(&mut rng))
+            .collect();
+        let (space, entries) = crate::scenario::found_mesh(&keys, rules.admins, start, &mut rng);
+        let by_id = keys
+            .iter()
+            .enumerate()
+            .map(|(place, keys)| (keys.id(), place))
+            .collect();
+        let slots = keys
+            .into_iter()
+            .map(|keys| Slot {
+                keys,
+                disks: Disks::default(),
+                running: None,
+                life: 0,
+                seed: rng.split(),
+                pending: BTreeMap::new(),
+                fetches: BTreeMap::new(),
+            })
+            .collect();
+        let mut world = Self {
+            now: start,
+            rng,
+            queue: BTreeMap::new(),
+            next: 0,
+            slots,
+            by_id,
+            space,
+            rules,
+            groups: Vec::new(),
+            connections: BTreeMap::new(),
+            last_arrival: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            providers: BTreeMap::new(),
+            promises: Vec::new(),
+            read_back: 0,
+            trace: Trace::default(),
+            failures: Vec::new(),
+        };
+        for device in 0..rules.devices {
+            let Some(slot) = world.slots.get(device) else {
+                continue;
+            };
+            let (storage, _) = slot.disks.open(space);
+            for entry in &entries {
+                storage
+                    .log
+                    .append(entry)
+                    .expect("a new disk takes the first entries");
+            }
+            storage
+                .log
+                .sync()
+                .expect("a new disk keeps the first entries");
+            drop(storage);
+            world.start(device);
+        }
+        world
+    }
+
+    /// Virtual time since the start of the run.
+    pub fn elapsed(&self) -> Span {
+        Span(self.now.0.saturating_sub(1_700_000_000_000))
+    }
+
+    /// Has something done that long after the start of the run.
+    pub fn at(&mut self, after: Span, act: Act) {
+        self.push(Time(1_700_000_000_000) + after, Event::Act(act));
+    }
+
+    /// Runs until that long after the start.
+    pub fn run_until(&mut self, after: Span) {
+        let end = Time(1_700_000_000_000) + after;
+        let mut events = 0;
+        while let Some(entry) = self.queue.first_entry() {
+            let at = entry.key().0;
+            if at > end {
+                break;
+            }
+            let event = entry.remove();
+            self.now = self.now.max(at);
+            self.happen(event);
+            events += 1;
+            if events > EVENTS_MAX {
+                self.failures
+                    .push("the run goes round in circles".to_owned());
+                break;
+            }
+        }
+        self.now = end;
+    }
+
+    /// Devices that run, with their place.
+    pub fn devices(&self) -> impl Iterator<Item = (usize, &Device)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(place, slot)| Some((place, &slot.running.as_ref()?.device)))
+    }
+
+    /// What was acknowledged.
+    pub fn promises(&self) -> &[Promise] {
+        &self.promises
+    }
+
+    /// Objects read back whole so far.
+    pub fn read_back(&self) -> u64 {
+        self.read_back
+    }
+
+    /// Has a device read every promised object, from its own disk or from others.
+    pub fn read_all(&mut self, device: usize) {
+        for promise in self.promises.clone() {
+            self.fetch(device, promise);
+        }
+    }
+
+    /// Reads under way.
+    pub fn reads_open(&self) -> usize {
+        self.slots.iter().map(|slot| slot.fetches.len()).sum()
+    }
+
+    fn push(&mut self, at: Time, event: Event) {
+        self.next += 1;
+        self.queue.insert((at, self.next), event);
+    }
+
+    fn after(&mut self, (least, most): (u64, u64), event: Event) {
+        let pause = Span(least + self.rng.below(most.saturating_sub(least) + 1));
+        self.push(self.now + pause, event);
+    }
+
+    fn reach(&self, one: usize, other: usize) -> bool {
+        let running = |device: usize| {
+            self.slots
+                .get(device)
+                .is_some_and(|slot| slot.running.is_some())
+        };
+        running(one)
+            && running(other)
+            && (self.groups.is_empty()
+                || self
+                    .groups
+                    .iter()
+                    .any(|group| group.contains(&one) && group.contains(&other)))
+    }
+
+    fn life(&self, device: usize) -> u64 {
+        self.slots.get(device).map_or(0, |slot| slot.life)
+    }
+
+    fn id(&self, device: usize) -> DeviceId {
+        self.slots
+            .get(device)
+            .map(|slot| slot.keys.id())
+            .unwrap_or_default()
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Input {
+                device,
+                life,
+                input,
+            } if self.life(device) == life => self.input(device, input),
+            Event::Wake { device, life } if self.life(device) == life => {
+                if let Some(running) = self.running(device) {
+                    running.wake = None;
+                }
+                self.input(device, Input::Wake);
+            }
+            Event::Input { .. } | Event::Wake { .. } => {}
+            Event::Synced {
+                device,
+                life,
+                number,
+            } => {
+                if self.life(device) == life
+                    && let Some(running) = self.running(device)
+                {
+                    running
+                        .storage
+                        .log
+                        .sync()
+                        .expect("a disk without faults syncs");
+                    self.input(device, Input::Appended(number));
+                }
+            }
+            Event::Arrives {
+                from,
+                to,
+                connection,
+                channel,
+                bytes,
+            } => {
+                if self.connections.get(&pair(from, to)) == Some(&connection) {
+                    let peer = self.id(from);
+                    self.input(
+                        to,
+                        Input::Received {
+                            peer,
+                            channel,
+                            bytes,
+                        },
+                    );
+                }
+            }
+            Event::Dialled { from, to } => self.connect(from, to),
+            Event::Gossip { to, message } => {
+                let Some((author, bytes, seen)) = self.messages.get_mut(&message) else {
+                    return;
+                };
+                if !seen.insert(to) {
+                    return;
+                }
+                let (author, bytes) = (*author, bytes.clone());
+                let from = self.id(author);
+                let name = Bytes::copy_from_slice(&message.to_le_bytes());
+                self.input(
+                    to,
+                    Input::Published {
+                        from,
+                        message: name,
+                        bytes,
+                    },
+                );
+            }
+            Event::Act(act) => self.act(act),
+        }
+    }
+
+    fn running(&mut self, device: usize) -> Option<&mut Running> {
+        self.slots.get_mut(device)?.running.as_mut()
+    }
+
+    fn connect(&mut self, one: usize, other: usize) {
+        if one == other
+            || !self.reach(one, other)
+            || self.connections.contains_key(&pair(one, other))
+        {
+            return;
+        }
+        // The allow-lists come first on both sides.
+        let (a, b) = (self.id(one), self.id(other));
+        let admits = |world: &Self, at: usize, whom: &DeviceId| {
+            world
+                .devices()
+                .any(|(place, device)| place == at && device.admits(whom))
+        };
+        if !admits(self, one, &b) || !admits(self, other, &a) {
+            return;
+        }
+        self.next += 1;
+        self.connections.insert(pair(one, other), self.next);
+        self.trace
+            .note(self.now, one, format_args!("connects d{other}"));
+        self.input(one, Input::Connected(b));
+        self.input(other, Input::Connected(a));
+    }
+
+    fn disconnect(&mut self, one: usize, other: usize) {
+        if self.connections.remove(&pair(one, other)).is_none() {
+            return;
+        }
+        self.trace
+            .note(self.now, one, format_args!("disconnects d{other}"));
+        let (a, b) = (self.id(one), self.id(other));
+        self.input(one, Input::Disconnected(b));
+        self.input(other, Input::Disconnected(a));
+    }
+
+    fn start(&mut self, device: usize) {
+        let (now, space, rules) = (self.now, self.space, self.rules);
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        if slot.running.is_some() {
+            return;
+        }
+        let (storage, entries) = slot.disks.open(space);
+        let setup = Setup {
+            keys: slot.keys.clone(),
+            space,
+            seed: slot.seed.bytes(),
+            spread_entries: rules.spread_entries,
+            anti_entropy: rules.anti_entropy,
+        };
+        let mut machine = Device::open(now, setup, &entries);
+        // Everyone knows where everyone is; how that is learnt is not what these runs are about.
+        let book: Vec<(DeviceId, String)> = self
+            .by_id
+            .iter()
+            .map(|(id, place)| (*id, format!("sim/{place}")))
+            .collect();
+        for (id, addr) in book {
+            machine.handle(
+                now,
+                Input::Addresses {
+                    device: id,
+                    addrs: vec![addr],
+                },
+            );
+        }
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.life += 1;
+            slot.running = Some(Running {
+                device: machine,
+                storage,
+                wake: None,
+            });
+        }
+        self.trace.note(now, device, format_args!("starts"));
+        self.input(device, Input::Listening(vec![format!("sim/{device}")]));
+    }
+
+    fn crash(&mut self, device: usize) {
+        self.trace.note(self.now, device, format_args!("crashes"));
+        let peers: Vec<usize> = (0..self.slots.len()).collect();
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.running = None;
+            slot.life += 1;
+            slot.pending.clear();
+            slot.fetches.clear();
+            slot.disks.crash(&mut self.rng);
+        }
+        for peer in peers {
+            self.disconnect(device, peer);
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Put {
+                device,
+                path,
+                content,
+            } => self.put(device, &path, content),
+            Act::Move { device, from, to } => {
+                let change = Change::Move {
+                    from: tree_path(&from),
+                    to: tree_path(&to),
+                };
+                self.trace
+                    .note(self.now, device, format_args!("moves {from} to {to}"));
+                self.command(device, Command::Change(vec![change]), Vec::new());
+            }
+            Act::Remove { device, path } => {
+                self.trace
+                    .note(self.now, device, format_args!("removes {path}"));
+                let change = Change::Remove {
+                    path: tree_path(&path),
+                    recursive: true,
+                };
+                self.command(device, Command::Change(vec![change]), Vec::new());
+            }
+            Act::Expel { by, device } => {
+                self.trace
+                    .note(self.now, by, format_args!("expels d{device}"));
+                let out = self.id(device);
+                self.command(by, Command::Remove(out), Vec::new());
+            }
+            Act::Partition(groups) => {
+                self.trace
+                    .note(self.now, 0, format_args!("partition {groups:?}"));
+                self.groups = groups;
+                let cut: Vec<(usize, usize)> = self
+                    .connections
+                    .keys()
+                    .filter(|(one, other)| !self.reach(*one, *other))
+                    .copied()
+                    .collect();
+                for (one, other) in cut {
+                    self.disconnect(one, other);
+                }
+            }
+            Act::Heal => {
+                self.trace.note(self.now, 0, format_args!("heals"));
+                self.groups.clear();
+            }
+            Act::Crash(device) => self.crash(device),
+            Act::Start(device) => self.start(device),
+        }
+    }
+
+    fn put(&mut self, device: usize, path: &str, content: Vec<u8>) {
+        let now = self.now;
+        let Some(running) = self.running(device) else {
+            return;
+        };
+        let replica = running.device.replica();
+        let (SealState::Ready(_), Some(secret)) = (
+            replica.seal_state(),
+            replica.dedup_secrets().into_iter().next(),
+        ) else {
+            self.trace
+                .note(now, device, format_args!("cannot put {path}"));
+            return;
+        };
+        let writer = ObjectWriter::new(
+            Arc::new(Sealer::new(&secret)),
+            Arc::new(Chunker::new(&secret, Profile::DEFAULT)),
+            Kind::Chunk,
+        );
+        let store = &running.storage.store;
+        let link = writer
+            .finish_with(&content, &mut |block| {
+                let verified = Verified::computed(block.cid, &block.bytes);
+                store
+                    .put_verified(Class::Bulk, verified)
+                    .map(|_| ())
+                    .map_err(std::io::Error::other)
+            })
+            .expect("a disk without faults takes blocks");
+        store.flush().expect("a disk without faults syncs");
+        let change = Change::File {
+            path: tree_path(path),
+            kind: FileKind::File,
+            link: link.clone(),
+            mtime_ms: now.0,
+            mode: 0o644,
+        };
+        let promise = Promise {
+            cid: link.cid(),
+            content,
+        };
+        self.trace.note(
+            now,
+            device,
+            format_args!("puts {path} as {}", promise.cid.short()),
+        );
+        self.command(device, Command::Change(vec![change]), vec![promise]);
+    }
+
+    fn command(&mut self, device: usize, command: Command, promises: Vec<Promise>) {
+        self.next += 1;
+        let request = self.next;
+        let Some(slot) = self
+            .slots
+            .get_mut(device)
+            .filter(|slot| slot.running.is_some())
+        else {
+            return;
+        };
+        slot.pending.insert(request, promises);
+        self.input(device, Input::Command { request, command });
+    }
+
+    /// Feeds a machine and performs what it wants.
+    fn input(&mut self, device: usize, input: Input) {
+        let now = self.now;
+        let Some(running) = self.running(device) else {
+            return;
+        };
+        running.device.handle(now, input);
+        running.device.check_invariants();
+        let mut appended = None;
+        while let Some(effect) = self
+            .running(device)
+            .and_then(|running| running.device.poll_effect())
+        {
+            self.perform(device, effect, &mut appended);
+        }
+        let life = self.life(device);
+        if let Some(number) = appended {
+            self.after(
+                SYNC,
+                Event::Synced {
+                    device,
+                    life,
+                    number,
+                },
+            );
+        }
+        let Some(running) = self.running(device) else {
+            return;
+        };
+        if let Some(wake) = running.device.next_wakeup()
+            && running.wake.is_none_or(|queued| wake < queued)
+        {
+            let at = wake.max(now + Span(1));
+            running.wake = Some(at);
+            self.push(at, Event::Wake { device, life });
+        }
+    }
+
+    fn later(&mut self, pause: (u64, u64), device: usize, input: Input) {
+        let life = self.life(device);
+        self.after(
+            pause,
+            Event::Input {
+                device,
+                life,
+                input,
+            },
+        );
+    }
+
+    fn perform(&mut self, device: usize, effect: Effect, appended: &mut Option<u64>) {
+        match effect {
+            Effect::Allow(allowed) => {
+                let cut: Vec<usize> = self
+                    .connections
+                    .keys()
+                    .filter_map(|(one, other)| {
+                        if *one == device {
+                            Some(*other)
+                        } else {
+                            (*other == device).then_some(*one)
+                        }
+                    })
+                    .filter(|peer| !allowed.contains(&self.id(*peer)))
+                    .collect();
+                for peer in cut {
+                    self.disconnect(device, peer);
+                }
+            }
+            Effect::Dial { device: to, .. } => {
+                if let Some(to) = self.by_id.get(&to).copied() {
+                    self.after(LATENCY, Event::Dialled { from: device, to });
+                }
+            }
+            Effect::Send {
+                peer,
+                channel,
+                bytes,
+            } => self.send(device, peer, channel, bytes),
+            Effect::Disconnect { peer, reason } => {
+                self.trace
+                    .note(self.now, device, format_args!("cuts {peer}: {reason}"));
+                if let Some(peer) = self.by_id.get(&peer).copied() {
+                    self.disconnect(device, peer);
+                }
+            }
+            Effect::Publish(bytes) => {
+                self.next += 1;
+                let message = self.next;
+                self.messages
+                    .insert(message, (device, bytes, BTreeSet::from([device])));
+                self.spread(device, message);
+            }
+            Effect::Verdict { message, accept } => {
+                if let (true, Ok(message)) =
+                    (accept, message.as_ref().try_into().map(u64::from_le_bytes))
+                {
+                    self.spread(device, message);
+                }
+            }
+            Effect::Append { number, id, entry } => {
+                let Some(running) = self.running(device) else {
+                    return;
+                };
+                let offset = running
+                    .storage
+                    .log
+                    .append(&entry)
+                    .expect("a disk without faults takes entries");
+                running.storage.offsets.insert(id, offset);
+                *appended = Some(number);
+                self.trace
+                    .note(self.now, device, format_args!("takes {}", id.short()));
+            }
+            Effect::LoadBlock { peer, cid, block } => {
+                let Some(running) = self.running(device) else {
+                    return;
+                };
+                let store = &running.storage.store;
+                let found = if block {
+                    store
+                        .get(&cid)
+                        .expect("a disk without faults reads")
+                        .map(Loaded::Block)
+                } else {
+                    store
+                        .size(&cid)
+                        .expect("a disk without faults reads")
+                        .map(Loaded::Size)
+                };
+                self.later(READ, device, Input::LoadedBlock { peer, cid, found });
+            }
+            Effect::LoadEntries { token, ids } => {
+                let Some(running) = self.running(device) else {
+                    return;
+                };
+                let storage = &running.storage;
+                let read =
+                    |id: EntryId| Some((id, storage.log.read(*storage.offsets.get(&id)?).ok()?));
+                let entries = ids.into_iter().filter_map(read).collect();
+                self.later(READ, device, Input::LoadedEntries { token, entries });
+            }
+            Effect::Got {
+                requests,
+                cid,
+                block,
+                ..
+            } => self.got(device, &requests, cid, &block),
+            Effect::Held { requests, cid } => {
+                let Some(slot) = self.slots.get_mut(device) else {
+                    return;
+                };
+                let mut advanced = Vec::new();
+                for (number, fetch) in &mut slot.fetches {
+                    if fetch
+                        .requests
+                        .iter()
+                        .any(|request| requests.contains(request))
+                        && fetch.wanted.remove(&cid)
+                    {
+                        advanced.push(*number);
+                    }
+                }
+                for number in advanced {
+                    self.advance(device, number);
+                }
+            }
+            Effect::Unavailable { .. } | Effect::KeepBook(_) => {}
+            Effect::Provide(key) => {
+                self.providers.entry(key).or_default().insert(device);
+            }
+            Effect::FindProviders(key) => {
+                let found: Vec<DeviceId> = self
+                    .providers
+                    .get(&key)
+                    .into_iter()
+                    .flatten()
+                    .filter(|place| self.reach(device, **place))
+                    .map(|place| self.id(*place))
+                    .collect();
+                self.later(LATENCY, device, Input::Providers(found));
+            }
+            Effect::Done { request, outcome } => {
+                let Some(slot) = self.slots.get_mut(device) else {
+                    return;
+                };
+                let promises = slot.pending.remove(&request).unwrap_or_default();
+                match outcome {
+                    Ok(()) => {
+                        self.trace
+                            .note(self.now, device, format_args!("acknowledges"));
+                        self.promises.extend(promises);
+                    }
+                    Err(error) => {
+                        self.trace
+                            .note(self.now, device, format_args!("refuses: {error}"))
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, from: usize, peer: DeviceId, channel: Channel, bytes: Bytes) {
+        let Some(to) = self.by_id.get(&peer).copied() else {
+            return;
+        };
+        let len = bytes.len();
+        if let Some(connection) = self.connections.get(&pair(from, to)).copied() {
+            // One after another on each channel: what was sent first arrives first.
+            let pause = LATENCY.0 + self.rng.below(LATENCY.1 - LATENCY.0 + 1);
+            let last = self
+                .last_arrival
+                .get(&(from, to))
+                .copied()
+                .unwrap_or(self.now);
+            let at = (self.now + Span(pause)).max(last);
+            self.last_arrival.insert((from, to), at);
+            self.push(
+                at,
+                Event::Arrives {
+                    from,
+                    to,
+                    connection,
+                    channel,
+                    bytes,
+                },
+            );
+        }
+        self.later((0, 1), from, Input::Flushed { peer, channel, len });
+    }
+
+    /// A device passes a gossip message to those it is connected with.
+    fn spread(&mut self, device: usize, message: u64) {
+        let Some((_, _, seen)) = self.messages.get(&message) else {
+            return;
+        };
+        let to: Vec<usize> = self
+            .connections
+            .keys()
+            .filter_map(|(one, other)| {
+                if *one == device {
+                    Some(*other)
+                } else {
+                    (*other == device).then_some(*one)
+                }
+            })
+            .filter(|peer| !seen.contains(peer))
+            .collect();
+        for to in to {
+            self.after(LATENCY, Event::Gossip { to, message });
+        }
+    }
+
+    fn fetch(&mut self, device: usize, promise: Promise) {
+        self.next += 1;
+        let number = self.next;
+        let now = self.now;
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        let Some(running) = &slot.running else { return };
+        let Some(link) = running.device.tree().link_of(&promise.cid) else {
+            self.failures.push(format!(
+                "d{device} does not know {}, which was acknowledged",
+                promise.cid
+            ));
+            return;
+        };
+        let opener = Opener::new(running.device.replica().dedup_secrets());
+        slot.fetches
+            .insert(number, new_fetch(link, opener, promise.content));
+        self.trace
+            .note(now, device, format_args!("reads {}", promise.cid.short()));
+        self.advance(device, number);
+    }
+
+    /// Feeds a read what is on disk, and asks for what is not.
+    fn advance(&mut self, device: usize, number: u64) {
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        let (Some(running), Some(fetch)) = (&slot.running, slot.fetches.get_mut(&number)) else {
+            return;
+        };
+        let mut missing = Vec::new();
+        loop {
+            while let Some(data) = fetch.reader.next() {
+                fetch.got.extend_from_slice(&data);
+            }
+            let mut fed = false;
+            for cid in fetch.reader.wanted(FETCH_WINDOW) {
+                if fetch.wanted.contains(&cid) {
+                    continue;
+                }
+                match running
+                    .storage
+                    .store
+                    .get(&cid)
+                    .expect("a disk without faults reads")
+                {
+                    Some(block) => {
+                        fetch
+                            .reader
+                            .feed_verified(&cid, &block)
+                            .expect("a stored block opens");
+                        fed = true;
+                    }
+                    None => {
+                        fetch.wanted.insert(cid);
+                        missing.push(cid);
+                    }
+                }
+            }
+            if !fed {
+                break;
+            }
+        }
+        if fetch.reader.done() {
+            let sound = fetch.got == fetch.content;
+            slot.fetches.remove(&number);
+            if sound {
+                self.read_back += 1;
+            } else {
+                self.failures
+                    .push(format!("d{device} read other bytes than were put"));
+            }
+        } else if !missing.is_empty() {
+            self.next += 1;
+            let request = self.next;
+            if let Some(fetch) = self
+                .slots
+                .get_mut(device)
+                .and_then(|slot| slot.fetches.get_mut(&number))
+            {
+                fetch.requests.push(request);
+            }
+            self.input(
+                device,
+                Input::Fetch {
+                    request,
+                    cids: missing,
+                },
+            );
+        }
+    }
+
+    fn got(&mut self, device: usize, requests: &[u64], cid: Cid, block: &Bytes) {
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        let Some(running) = &slot.running else { return };
+        let verified =
+            Verified::check(&cid, block).expect("the exchange hands over what it verified");
+        running
+            .storage
+            .store
+            .put_verified(Class::Bulk, verified)
+            .expect("a disk without faults takes blocks");
+        let mut advanced = Vec::new();
+        for (number, fetch) in &mut slot.fetches {
+            if fetch
+                .requests
+                .iter()
+                .any(|request| requests.contains(request))
+                && fetch.wanted.remove(&cid)
+            {
+                advanced.push(*number);
+            }
+        }
+        self.later((0, 0), device, Input::Stored(vec![cid]));
+        for number in advanced {
+            self.advance(device, number);
+        }
+    }
+}
+
+fn new_fetch(link: ObjectLink, opener: Opener, content: Vec<u8>) -> Fetch {
+    Fetch {
+        reader: ObjectReader::new(link, opener),
+        wanted: BTreeSet::new(),
+        requests: Vec::new(),
+        got: Vec::new(),
+        content,
+    }
+}
+
+fn pair(one: usize, other: usize) -> (usize, usize) {
+    (one.min(other), one.max(other))
+}
+
+fn tree_path(text: &str) -> TreePath {
+    TreePath::parse(text.as_bytes()).expect("paths of scenarios are paths")
+}

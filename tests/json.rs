@@ -1,0 +1,132 @@
+//! What `--json` prints is stable: the keys of every object and their types are under snapshot, and documented in `cli/docs/json.md`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use kith_tests::{Kith, Place, Ran, assert_snapshot, repository};
+use serde_json::Value;
+
+/// Event, key (with `.` and `[]` for what is inside), types seen.
+type Shapes = BTreeMap<String, BTreeMap<String, BTreeSet<&'static str>>>;
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn note(value: &Value, at: &str, keys: &mut BTreeMap<String, BTreeSet<&'static str>>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                let key = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                keys.entry(key.clone()).or_default().insert(type_of(field));
+                note(field, &key, keys);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                let key = format!("{at}[]");
+                keys.entry(key.clone()).or_default().insert(type_of(item));
+                note(item, &key, keys);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn note_all(shapes: &mut Shapes, values: &[Value]) {
+    for value in values {
+        let event = value["event"].as_str().unwrap_or_else(|| panic!("an object without event: {value}"));
+        note(value, "", shapes.entry(event.to_owned()).or_default());
+    }
+}
+
+/// Everything `--json` prints, one of each kind.
+fn seen() -> Shapes {
+    let mut shapes = Shapes::new();
+    let place = Place::new(env!("CARGO_BIN_EXE_kith"));
+    let mut first = place.device("first");
+    let mut keep = |ran: &Ran| note_all(&mut shapes, &ran.values());
+    keep(&first.ok(["init", "--name", "first"]));
+    let mut more = vec![first.up()];
+    let pairing = first.pair(&["--yes"]);
+    let second = place.device("second");
+    keep(&second.ok(["join", pairing.ticket(), "--name", "second"]));
+    keep(&pairing.finish());
+    let mut second = second;
+    second.up();
+    let file = place.write("lake.jpg", vec![7; 100_000]);
+    let odd = place.write(std::ffi::OsStr::new("odd"), b"x");
+    keep(&first.ok(["put", file.to_str().unwrap(), odd.to_str().unwrap()]));
+    let bytes_name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/n\xff");
+    keep(&first.ok([std::ffi::OsStr::new("put"), odd.as_os_str(), std::ffi::OsStr::new("--to"), bytes_name]));
+    keep(&first.ok(["mkdir", "/folder"]));
+    keep(&first.ok(["mv", "/odd", "/folder"]));
+    keep(&first.ok(["rm", "/folder/odd"]));
+    keep(&first.ok(["history", "/folder/odd"]));
+    keep(&first.ok(["restore", "/folder/odd"]));
+    keep(&first.ok(["ls", "/"]));
+    second.agrees_with(&first);
+    keep(&second.ok(["get", "--wait", "/lake.jpg", "-o", place.file("out").to_str().unwrap()]));
+    keep(&second.ok(["devices"]));
+    for device in [&first, &second] {
+        keep(&device.ok(["status"]));
+    }
+    more.extend(failures(&second));
+    keep(&first.ok(["device", "remove", "second", "--yes"]));
+    keep(&first.ok(["stop"]));
+    first.kill();
+    keep(&first.ok(["status"]));
+    keep(&first.ok(["sim", "run", "--seed", "1"]));
+    note_all(&mut shapes, &more);
+    shapes
+}
+
+/// What standard error says under `--json`.
+fn failures(device: &Kith) -> Vec<Value> {
+    let mut told = Vec::new();
+    for args in [["cat", "/missing"], ["restore", "/missing"]] {
+        let ran = device.fails(1, args);
+        told.push(ran.stderr.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap());
+    }
+    told
+}
+
+#[test]
+fn keys_of_every_object_are_as_they_were_and_documented() {
+    let shapes = seen();
+    let mut text = String::new();
+    for (event, keys) in &shapes {
+        text.push_str(event);
+        text.push('\n');
+        for (key, types) in keys {
+            let types: Vec<&str> = types.iter().copied().collect();
+            text.push_str(&format!("  {key}: {}\n", types.join(" or ")));
+        }
+    }
+    assert_snapshot("json.txt", &text);
+
+    let docs = fs::read_to_string(repository().join("cli/docs/json.md")).unwrap();
+    let mut missing = Vec::new();
+    for (event, keys) in &shapes {
+        let section = docs.split(&format!("\n### `{event}`\n")).nth(1);
+        let section = section.map(|rest| rest.split("\n##").next().unwrap_or_default());
+        let Some(section) = section else {
+            missing.push(event.clone());
+            continue;
+        };
+        for key in keys.keys().filter(|key| *key != "event" && !key.ends_with("_base64") && !key.ends_with("[]")) {
+            if !section.contains(&format!("`{key}`")) {
+                missing.push(format!("{event}: {key}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "cli/docs/json.md does not say what these are: {}", missing.join(", "));
+}
