@@ -1,5 +1,9 @@
 //! Two devices change one thing without seeing each other: nothing is lost when they meet, and both show the same.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeSet;
 
@@ -28,11 +32,18 @@ fn meet(first: &mut Kith, second: &mut Kith) {
 
 fn contents(device: &Kith, folder: &str) -> BTreeSet<Vec<u8>> {
     let prefix = folder.trim_end_matches('/');
-    device.names(folder).iter().map(|name| device.cat_waiting(&format!("{prefix}/{name}"))).collect()
+    device
+        .names(folder)
+        .iter()
+        .map(|name| device.cat_waiting(&format!("{prefix}/{name}")))
+        .collect()
 }
 
 fn set(contents: &[&str]) -> BTreeSet<Vec<u8>> {
-    contents.iter().map(|content| content.as_bytes().to_vec()).collect()
+    contents
+        .iter()
+        .map(|content| content.as_bytes().to_vec())
+        .collect()
 }
 
 #[test]
@@ -45,12 +56,21 @@ fn both_versions_are_shown_until_one_is_chosen() {
     for device in [&first, &second] {
         let shown = device.ls("/");
         assert_eq!(shown.len(), 2, "{shown:?}");
-        assert!(shown.iter().all(|entry| entry["conflict"] == true), "{shown:?}");
+        assert!(
+            shown.iter().all(|entry| entry["conflict"] == true),
+            "{shown:?}"
+        );
         let names: Vec<&str> = shown.iter().map(|entry| text(entry, "name")).collect();
-        assert!(names.contains(&"shared") && names.iter().any(|name| name.starts_with("shared~")), "{names:?}");
+        assert!(
+            names.contains(&"shared") && names.iter().any(|name| name.starts_with("shared~")),
+            "{names:?}"
+        );
         let by: BTreeSet<&str> = shown.iter().map(|entry| text(entry, "device")).collect();
         assert_eq!(by, BTreeSet::from(["first", "second"]));
-        assert_eq!(contents(device, "/"), set(&["by the first", "by the second"]));
+        assert_eq!(
+            contents(device, "/"),
+            set(&["by the first", "by the second"])
+        );
         assert_eq!(number(&device.status(), "conflicts"), 1);
         // Both come back when all is restored.
         let dest = place.file(format!("all-{}", text(&device.status(), "name")));
@@ -75,7 +95,10 @@ fn same_edit_on_both_sides_is_kept_too() {
     let (mut first, mut second) = parted(&place);
     let one = first.put_bytes(b"the same words", "/shared");
     let other = second.put_bytes(b"the same words", "/shared");
-    assert_eq!(one, other, "the same bytes have the same root on every device");
+    assert_eq!(
+        one, other,
+        "the same bytes have the same root on every device"
+    );
     meet(&mut first, &mut second);
     assert_eq!(contents(&first, "/"), set(&["the same words"]));
 }
@@ -105,7 +128,11 @@ fn two_files_of_one_name_both_stay() {
     meet(&mut first, &mut second);
     for device in [&first, &second] {
         let names = device.names("/");
-        assert!(names.iter().any(|name| name == "new") && names.iter().any(|name| name.starts_with("new~")), "{names:?}");
+        assert!(
+            names.iter().any(|name| name == "new")
+                && names.iter().any(|name| name.starts_with("new~")),
+            "{names:?}"
+        );
         let new: BTreeSet<Vec<u8>> = names
             .iter()
             .filter(|name| name.starts_with("new"))
@@ -113,7 +140,14 @@ fn two_files_of_one_name_both_stay() {
             .collect();
         assert_eq!(new, set(&["mine", "yours"]));
         // Two folders of one name are shown as one.
-        assert_eq!(names.iter().filter(|name| name.starts_with("folder")).count(), 1, "{names:?}");
+        assert_eq!(
+            names
+                .iter()
+                .filter(|name| name.starts_with("folder"))
+                .count(),
+            1,
+            "{names:?}"
+        );
         assert_eq!(contents(device, "/folder"), set(&["in mine", "in yours"]));
     }
 }
@@ -138,8 +172,10 @@ fn moves_in_circles_lose_nothing() {
     for device in [&first, &second] {
         let dest = place.file(format!("got-{}", text(&device.status(), "name")));
         device.ok(["get", "/", "--wait", "-o", dest.to_str().unwrap()]);
-        let files: BTreeSet<Vec<u8>> =
-            kith_tests::files_below(&dest).iter().map(|path| std::fs::read(path).unwrap()).collect();
+        let files: BTreeSet<Vec<u8>> = kith_tests::files_below(&dest)
+            .iter()
+            .map(|path| std::fs::read(path).unwrap())
+            .collect();
         assert_eq!(files, set(&["/a", "/b"]));
     }
 }
@@ -152,6 +188,9 @@ fn edit_of_a_file_moved_meanwhile_follows_it() {
     second.put_bytes(b"edited", "/shared");
     meet(&mut first, &mut second);
     for device in [&first, &second] {
-        assert!(contents(device, "/").contains("edited".as_bytes()), "the edit is there under some name");
+        assert!(
+            contents(device, "/").contains("edited".as_bytes()),
+            "the edit is there under some name"
+        );
     }
 }

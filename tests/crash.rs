@@ -1,5 +1,9 @@
 //! What was acknowledged survives kill -9 at any moment; what was not is absent or whole.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +21,11 @@ const PUTTERS: u64 = 3;
 
 /// The file of a name, from the name alone: most are small, some take many chunks.
 fn content(name: &str) -> Vec<u8> {
-    let seed: u64 = name.trim_start_matches('f').replace('-', "").parse().unwrap();
+    let seed: u64 = name
+        .trim_start_matches('f')
+        .replace('-', "")
+        .parse()
+        .unwrap();
     let len = match seed % 5 {
         0 => 0,
         1 => 1 + seed * 7 % 100,
@@ -46,12 +54,20 @@ impl Ledger {
 
     fn read(path: &Path) -> Vec<(String, String)> {
         let text = fs::read_to_string(path).unwrap();
-        text.lines().map(|line| line.split_once(' ').unwrap()).map(|(cid, path)| (cid.to_owned(), path.to_owned())).collect()
+        text.lines()
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(cid, path)| (cid.to_owned(), path.to_owned()))
+            .collect()
     }
 }
 
 /// Puts one file after the other until the daemon is gone.
-fn put_until_it_dies(device: &Kith, sources: &[std::path::PathBuf], dead: &AtomicBool, acks: &Sender<serde_json::Value>) {
+fn put_until_it_dies(
+    device: &Kith,
+    sources: &[std::path::PathBuf],
+    dead: &AtomicBool,
+    acks: &Sender<serde_json::Value>,
+) {
     for source in sources {
         if dead.load(Ordering::SeqCst) {
             return;
@@ -68,7 +84,12 @@ fn put_until_it_dies(device: &Kith, sources: &[std::path::PathBuf], dead: &Atomi
 }
 
 /// Kills the daemon while several clients put through it.
-fn round_with_daemon(device: &mut Kith, sources: &[std::path::PathBuf], after: u64, ledger: &mut Ledger) {
+fn round_with_daemon(
+    device: &mut Kith,
+    sources: &[std::path::PathBuf],
+    after: u64,
+    ledger: &mut Ledger,
+) {
     device.up();
     let dead = AtomicBool::new(false);
     let (sender, acks) = channel();
@@ -92,7 +113,12 @@ fn round_with_daemon(device: &mut Kith, sources: &[std::path::PathBuf], after: u
 }
 
 /// Kills the command itself, which has the store open without a daemon.
-fn round_without_daemon(device: &Kith, sources: &[std::path::PathBuf], after: u64, ledger: &mut Ledger) {
+fn round_without_daemon(
+    device: &Kith,
+    sources: &[std::path::PathBuf],
+    after: u64,
+    ledger: &mut Ledger,
+) {
     let mut command = device.command(["put", "--to", "/crash"]);
     command.args(sources);
     let mut putting = Running::start(command);
@@ -115,11 +141,17 @@ fn assert_whole(device: &Kith, place: &Place, label: &str, acknowledged: &[(Stri
     for entry in fs::read_dir(&dest).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        assert!(fs::read(entry.path()).unwrap() == content(&name), "{label}: {name} is not whole");
+        assert!(
+            fs::read(entry.path()).unwrap() == content(&name),
+            "{label}: {name} is not whole"
+        );
     }
     for (_, path) in acknowledged {
         let name = path.rsplit('/').next().unwrap();
-        assert!(dest.join(name).is_file(), "{label}: {path} was acknowledged and is gone");
+        assert!(
+            dest.join(name).is_file(),
+            "{label}: {path} was acknowledged and is gone"
+        );
     }
     fs::remove_dir_all(&dest).unwrap();
 }
@@ -132,8 +164,10 @@ fn acknowledged_puts_survive_twenty_kills() {
     let log = place.file("acknowledged");
     let mut ledger = Ledger(File::create(&log).unwrap());
     for round in 0..ROUNDS {
-        let sources: Vec<_> =
-            (0..FILES).map(|number| name(round, number)).map(|name| place.write(format!("source/{name}"), content(&name))).collect();
+        let sources: Vec<_> = (0..FILES)
+            .map(|number| name(round, number))
+            .map(|name| place.write(format!("source/{name}"), content(&name)))
+            .collect();
         let before = Ledger::read(&log).len();
         // Another moment each round, by what was acknowledged and not by the clock.
         let after = 1 + round * 5 % (FILES / 2);
@@ -144,11 +178,18 @@ fn acknowledged_puts_survive_twenty_kills() {
         }
         let acknowledged = Ledger::read(&log);
         let new = acknowledged.get(before..).unwrap();
-        assert!(new.len() as u64 >= after, "round {round}: only {} were acknowledged", new.len());
+        assert!(
+            new.len() as u64 >= after,
+            "round {round}: only {} were acknowledged",
+            new.len()
+        );
         // Read what this round acknowledged, right after the crash, in a process of its own.
         for (cid, path) in new.iter().take(3) {
             let name = path.rsplit('/').next().unwrap();
-            assert!(device.cat(cid) == content(name), "round {round}: {path} is not what was acknowledged");
+            assert!(
+                device.cat(cid) == content(name),
+                "round {round}: {path} is not what was acknowledged"
+            );
         }
         for source in sources {
             fs::remove_file(source).unwrap();
@@ -159,7 +200,10 @@ fn acknowledged_puts_survive_twenty_kills() {
     device.up();
     for (cid, path) in &acknowledged {
         let name = path.rsplit('/').next().unwrap();
-        assert!(device.cat(cid) == content(name), "{path} is not what was acknowledged");
+        assert!(
+            device.cat(cid) == content(name),
+            "{path} is not what was acknowledged"
+        );
     }
     assert_whole(&device, &place, "on-the-first", &acknowledged);
 
@@ -171,6 +215,9 @@ fn acknowledged_puts_survive_twenty_kills() {
     device.kill();
     for (cid, path) in &acknowledged {
         let name = path.rsplit('/').next().unwrap();
-        assert!(second.cat(cid) == content(name), "{path} is not what was acknowledged, on the second device");
+        assert!(
+            second.cat(cid) == content(name),
+            "{path} is not what was acknowledged, on the second device"
+        );
     }
 }

@@ -10,12 +10,22 @@ fn decoder_written_from_the_spec_alone_opens_the_vectors() {
     let script = repository().join("tests/decoder.py");
     let found = Command::new("python3").arg("-V").output();
     if !found.is_ok_and(|output| output.status.success()) {
-        say_loudly("NOT TESTED: the formats, against an independent decoder; there is no python3 on this machine");
+        say_loudly(
+            "NOT TESTED: the formats, against an independent decoder; there is no python3 on this machine",
+        );
         return;
     }
-    let output = Command::new("python3").arg("-B").arg(&script).output().unwrap();
+    let output = Command::new("python3")
+        .arg("-B")
+        .arg(&script)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     for line in said.lines().filter(|line| line.starts_with("SKIPPED")) {
         say_loudly(line);
     }
@@ -39,6 +49,16 @@ fn decoder_notices_what_is_wrong() {
     };
     std::fs::write(folder.path().join("seal.json"), changed).unwrap();
     let script = repository().join("tests/decoder.py");
-    let output = Command::new("python3").arg("-B").arg(&script).arg(folder.path()).arg("seal").output().unwrap();
-    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let output = Command::new("python3")
+        .arg("-B")
+        .arg(&script)
+        .arg(folder.path())
+        .arg("seal")
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }

@@ -1,5 +1,9 @@
 //! A device's folder restored from a backup goes on: what was written after the backup counts, and what is written now counts too.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs;
 
@@ -43,12 +47,21 @@ fn restored_backup_goes_on_and_both_branches_count() {
     for device in [&first, &second] {
         let names = device.names("/");
         for name in ["before", "first-branch", "large", "second-branch"] {
-            assert!(names.iter().any(|shown| shown == name), "{name} in {names:?}");
+            assert!(
+                names.iter().any(|shown| shown == name),
+                "{name} in {names:?}"
+            );
         }
-        assert!(names.iter().any(|shown| shown.starts_with("before~")), "both edits are shown: {names:?}");
+        assert!(
+            names.iter().any(|shown| shown.starts_with("before~")),
+            "both edits are shown: {names:?}"
+        );
         assert_eq!(device.cat_waiting("/first-branch"), b"first branch");
         assert_eq!(device.cat_waiting("/second-branch"), b"second branch");
-        assert!(device.cat_waiting("/large") == large, "what the backup did not hold comes back from the other device");
+        assert!(
+            device.cat_waiting("/large") == large,
+            "what the backup did not hold comes back from the other device"
+        );
     }
     // And it goes on after that, under both branches.
     second.put_bytes(b"settled", "/before");

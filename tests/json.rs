@@ -1,5 +1,9 @@
 //! What `--json` prints is stable: the keys of every object and their types are under snapshot, and documented in `cli/docs/json.md`.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +29,11 @@ fn note(value: &Value, at: &str, keys: &mut BTreeMap<String, BTreeSet<&'static s
     match value {
         Value::Object(fields) => {
             for (key, field) in fields {
-                let key = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                let key = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
                 keys.entry(key.clone()).or_default().insert(type_of(field));
                 note(field, &key, keys);
             }
@@ -43,7 +51,9 @@ fn note(value: &Value, at: &str, keys: &mut BTreeMap<String, BTreeSet<&'static s
 
 fn note_all(shapes: &mut Shapes, values: &[Value]) {
     for value in values {
-        let event = value["event"].as_str().unwrap_or_else(|| panic!("an object without event: {value}"));
+        let event = value["event"]
+            .as_str()
+            .unwrap_or_else(|| panic!("an object without event: {value}"));
         note(value, "", shapes.entry(event.to_owned()).or_default());
     }
 }
@@ -66,7 +76,12 @@ fn seen() -> Shapes {
     let odd = place.write(std::ffi::OsStr::new("odd"), b"x");
     keep(&first.ok(["put", file.to_str().unwrap(), odd.to_str().unwrap()]));
     let bytes_name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/n\xff");
-    keep(&first.ok([std::ffi::OsStr::new("put"), odd.as_os_str(), std::ffi::OsStr::new("--to"), bytes_name]));
+    keep(&first.ok([
+        std::ffi::OsStr::new("put"),
+        odd.as_os_str(),
+        std::ffi::OsStr::new("--to"),
+        bytes_name,
+    ]));
     keep(&first.ok(["mkdir", "/folder"]));
     keep(&first.ok(["mv", "/odd", "/folder"]));
     keep(&first.ok(["rm", "/folder/odd"]));
@@ -74,7 +89,13 @@ fn seen() -> Shapes {
     keep(&first.ok(["restore", "/folder/odd"]));
     keep(&first.ok(["ls", "/"]));
     second.agrees_with(&first);
-    keep(&second.ok(["get", "--wait", "/lake.jpg", "-o", place.file("out").to_str().unwrap()]));
+    keep(&second.ok([
+        "get",
+        "--wait",
+        "/lake.jpg",
+        "-o",
+        place.file("out").to_str().unwrap(),
+    ]));
     keep(&second.ok(["devices"]));
     for device in [&first, &second] {
         keep(&device.ok(["status"]));
@@ -94,7 +115,12 @@ fn failures(device: &Kith) -> Vec<Value> {
     let mut told = Vec::new();
     for args in [["cat", "/missing"], ["restore", "/missing"]] {
         let ran = device.fails(1, args);
-        told.push(ran.stderr.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap());
+        told.push(
+            ran.stderr
+                .lines()
+                .find_map(|line| serde_json::from_str(line).ok())
+                .unwrap(),
+        );
     }
     told
 }
@@ -122,11 +148,18 @@ fn keys_of_every_object_are_as_they_were_and_documented() {
             missing.push(event.clone());
             continue;
         };
-        for key in keys.keys().filter(|key| *key != "event" && !key.ends_with("_base64") && !key.ends_with("[]")) {
+        for key in keys
+            .keys()
+            .filter(|key| *key != "event" && !key.ends_with("_base64") && !key.ends_with("[]"))
+        {
             if !section.contains(&format!("`{key}`")) {
                 missing.push(format!("{event}: {key}"));
             }
         }
     }
-    assert!(missing.is_empty(), "cli/docs/json.md does not say what these are: {}", missing.join(", "));
+    assert!(
+        missing.is_empty(),
+        "cli/docs/json.md does not say what these are: {}",
+        missing.join(", ")
+    );
 }

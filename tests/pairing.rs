@@ -1,5 +1,9 @@
 //! The two ways in: a ticket, and the 24 words; and who is not let in.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use kith_tests::{Kith, Place, keys, text, wait_until};
 use serde_json::Value;
@@ -15,14 +19,20 @@ fn place() -> Place {
 
 /// Nothing of a device is left in the folder of one that was not let in.
 fn assert_no_device(device: &Kith) {
-    assert!(!device.home().join("device.key").exists(), "a device came into being");
+    assert!(
+        !device.home().join("device.key").exists(),
+        "a device came into being"
+    );
     assert_eq!(device.fails(1, ["status"]).failure_kind(), "not-found");
 }
 
 fn names(device: &Kith) -> Vec<String> {
     let devices = device.ok(["devices"]).values();
-    let mut names: Vec<String> =
-        devices.iter().filter(|device| device["removed"] == false).map(|device| text(device, "name").to_owned()).collect();
+    let mut names: Vec<String> = devices
+        .iter()
+        .filter(|device| device["removed"] == false)
+        .map(|device| text(device, "name").to_owned())
+        .collect();
     names.sort();
     names
 }
@@ -40,17 +50,26 @@ fn ticket_lets_one_device_in_once() {
     let pairing = first.pair(&["--yes"]);
     let ticket = pairing.ticket().to_owned();
     assert_eq!(pairing.first()["event"], "ticket");
-    assert_eq!(keys(pairing.first()), ["event", "expires_ms", "id", "ticket"]);
+    assert_eq!(
+        keys(pairing.first()),
+        ["event", "expires_ms", "id", "ticket"]
+    );
     let mut second = place.device("second");
     let joined = second.ok(["join", &ticket, "--name", "second"]);
     let paired = pairing.finish();
     paired.expect_code(0);
     let (shown, knock) = (joined.event("code"), paired.event("knock"));
-    assert_eq!(shown["code"], knock["code"], "both screens show the same code");
+    assert_eq!(
+        shown["code"], knock["code"],
+        "both screens show the same code"
+    );
     assert!(!text(&shown, "code").is_empty());
     assert_eq!(knock["name"], "second");
     let joined = joined.event("joined");
-    assert_eq!((&joined["mesh"], joined["role"].as_str()), (&mesh, Some("member")));
+    assert_eq!(
+        (&joined["mesh"], joined["role"].as_str()),
+        (&mesh, Some("member"))
+    );
     assert_eq!(paired.event("paired")["device"], joined["device"]);
 
     second.up();
@@ -84,7 +103,13 @@ fn tickets_that_are_none_are_refused_with_a_reason() {
         failed.expect_code(2);
         assert_no_device_quickly(&second);
     }
-    for typed in ["", "hello", "kith1", &ticket[..ticket.len() - 1], &ticket[..20]] {
+    for typed in [
+        "",
+        "hello",
+        "kith1",
+        &ticket[..ticket.len() - 1],
+        &ticket[..20],
+    ] {
         let failed = second.run_with(["join", "-", "--name", "second"], typed.as_bytes());
         failed.expect_code(2);
         assert!(!text(&failed.failure(), "what").is_empty());
@@ -92,12 +117,17 @@ fn tickets_that_are_none_are_refused_with_a_reason() {
     assert_no_device(&second);
     // The ticket is not used up by that; upper case, as a QR code gives it, is the same ticket, and so is one with space around it.
     let typed = format!("  {}\n", ticket.to_uppercase());
-    second.run_with(["join", "-", "--name", "second"], typed.as_bytes()).expect_code(0);
+    second
+        .run_with(["join", "-", "--name", "second"], typed.as_bytes())
+        .expect_code(0);
     pairing.finish().expect_code(0);
 }
 
 fn assert_no_device_quickly(device: &Kith) {
-    assert!(!device.home().join("device.key").exists(), "a device came into being");
+    assert!(
+        !device.home().join("device.key").exists(),
+        "a device came into being"
+    );
 }
 
 #[test]
@@ -125,7 +155,9 @@ fn person_who_says_no_burns_the_ticket() {
     let second = place.device("second");
     let joining = std::thread::spawn({
         let (home, ticket) = (second.home().to_owned(), ticket.clone());
-        move || Kith::new(env!("CARGO_BIN_EXE_kith"), home).run(["join", &ticket, "--name", "second"])
+        move || {
+            Kith::new(env!("CARGO_BIN_EXE_kith"), home).run(["join", &ticket, "--name", "second"])
+        }
     });
     assert_eq!(pairing.next_value().unwrap()["event"], "knock");
     pairing.answer("n\n");
@@ -146,7 +178,9 @@ fn person_who_says_yes_lets_it_in() {
     let second = place.device("second");
     let joining = std::thread::spawn({
         let home = second.home().to_owned();
-        move || Kith::new(env!("CARGO_BIN_EXE_kith"), home).run(["join", &ticket, "--name", "second"])
+        move || {
+            Kith::new(env!("CARGO_BIN_EXE_kith"), home).run(["join", &ticket, "--name", "second"])
+        }
     });
     assert_eq!(pairing.next_value().unwrap()["event"], "knock");
     pairing.answer("y\n");
@@ -163,7 +197,9 @@ fn blind_holder_gets_no_keys() {
     let cid = first.put_bytes(b"not for everybody", "/secret.txt");
     let pairing = first.pair(&["--yes", "--role", "blind"]);
     let mut blind = place.device("blind");
-    let joined = blind.ok(["join", pairing.ticket(), "--name", "blind"]).event("joined");
+    let joined = blind
+        .ok(["join", pairing.ticket(), "--name", "blind"])
+        .event("joined");
     pairing.finish().expect_code(0);
     assert_eq!(joined["role"], "blind");
     blind.up();
@@ -172,7 +208,13 @@ fn blind_holder_gets_no_keys() {
     });
     blind.fails(1, ["cat", &cid]);
     blind.fails(1, ["cat", "/secret.txt"]);
-    assert_eq!(blind.run_with(["put", "-", "--to", "/x"], b"x").expect_code(1).failure_kind(), "denied");
+    assert_eq!(
+        blind
+            .run_with(["put", "-", "--to", "/x"], b"x")
+            .expect_code(1)
+            .failure_kind(),
+        "denied"
+    );
     assert_eq!(blind.fails(1, ["mkdir", "/x"]).failure_kind(), "denied");
     assert!(blind.ok(["ls", "/"]).stdout.is_empty());
     // Nor may it let others in.
@@ -198,8 +240,14 @@ fn words_alone_make_a_device() {
     assert_eq!(names(&first), ["first", "second"]);
     assert_eq!(second.cat_waiting("/kept.txt"), b"kept");
     // As people type them: capitals, lines, tabs.
-    let typed = words.to_uppercase().replacen(' ', "\n", 3).replacen(' ', "\t  ", 3);
-    place.device("third").join_by_words(&typed, "third", &first.addrs()).expect_code(0);
+    let typed = words
+        .to_uppercase()
+        .replacen(' ', "\n", 3)
+        .replacen(' ', "\t  ", 3);
+    place
+        .device("third")
+        .join_by_words(&typed, "third", &first.addrs())
+        .expect_code(0);
 }
 
 #[test]
@@ -212,7 +260,11 @@ fn wrong_words_are_named() {
 
     let failed = device.join_by_words(&split[..23].join(" "), "second", &peers);
     failed.expect_code(2);
-    assert!(failed.failure_text().contains("23"), "it says how many there are: {}", failed.failure());
+    assert!(
+        failed.failure_text().contains("23"),
+        "it says how many there are: {}",
+        failed.failure()
+    );
 
     let mut unknown = split.clone();
     unknown[4] = "kiths";
@@ -224,7 +276,11 @@ fn wrong_words_are_named() {
     // All in the list, but the checksum is another.
     let failed = device.join_by_words("abandon ".repeat(24).trim(), "second", &peers);
     failed.expect_code(2);
-    assert!(failed.failure_text().contains("checksum") || failed.failure_text().contains("order"), "{}", failed.failure());
+    assert!(
+        failed.failure_text().contains("checksum") || failed.failure_text().contains("order"),
+        "{}",
+        failed.failure()
+    );
 
     // Nothing at all.
     device.run_with(["join", "--words"], b"\n").expect_code(2);
@@ -245,7 +301,11 @@ fn words_of_another_mesh_open_nothing() {
     assert_no_device(&device);
     assert_eq!(names(&first), ["first"]);
     // Nobody listens there.
-    let failed = device.join_by_words(&others_words(), "second", &["/ip4/127.0.0.1/tcp/1".to_owned()]);
+    let failed = device.join_by_words(
+        &others_words(),
+        "second",
+        &["/ip4/127.0.0.1/tcp/1".to_owned()],
+    );
     failed.expect_code(1);
     assert_no_device(&device);
     // No address at all.
@@ -260,7 +320,13 @@ fn folder_holds_one_device() {
     let made: Value = first.status();
     let failed = first.fails(1, ["init", "--name", "again"]);
     assert_eq!(failed.failure_kind(), "exists");
-    assert_eq!(first.join_by_words(&words, "again", &[]).expect_code(1).failure_kind(), "exists");
+    assert_eq!(
+        first
+            .join_by_words(&words, "again", &["/ip4/127.0.0.1/tcp/1".to_owned()])
+            .expect_code(1)
+            .failure_kind(),
+        "exists"
+    );
     assert_eq!(first.status()["device"], made["device"]);
 }
 
@@ -282,7 +348,9 @@ fn three_devices_meet_though_each_knows_only_one() {
     let mut second = place.join("second", &first);
     second.up();
     let mut third = place.device("third");
-    third.join_by_words(&words, "third", &second.addrs()).expect_code(0);
+    third
+        .join_by_words(&words, "third", &second.addrs())
+        .expect_code(0);
     third.up();
     third.agrees_with(&second);
     first.agrees_with(&third);

@@ -5,18 +5,25 @@
 //!
 //! Spec: `protocol/spec/names.md`, "Tree".
 
+mod change;
 mod path;
 mod plan;
 mod record;
 mod rows;
+mod slab;
 mod sorted;
 #[cfg(test)]
 mod tests;
 mod tree;
+#[cfg(test)]
+mod vectors;
 mod view;
 
+pub use change::{Change, PlanError};
 pub use path::{PATH_BYTES_MAX, PathError, TreePath};
-pub use plan::{Change, PlanError};
-pub use record::{RECORD_BYTES_MAX, REPLACES_MAX, ROOT, Record, RecordError, VersionId, VersionIdError, VersionInfo};
+pub use record::{
+    RECORD_BYTES_MAX, REPLACES_MAX, ROOT, Record, RecordError, VersionId, VersionIdError,
+    VersionInfo,
+};
 pub use tree::Tree;
 pub use view::{HistoryItem, Listed};

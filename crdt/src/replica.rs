@@ -213,8 +213,9 @@ pub struct Replica {
     verdict: Verdict,
     access: Access,
     sealing: SealState,
-    /// Epochs that entries which count are or were sealed under.
-    used: BTreeSet<EpochId>,
+    /// Epochs that entries which count are sealed under, and how many.
+    used: BTreeMap<EpochId, usize>,
+    used_changed: bool,
     /// The fold is to be done anew.
     stale: bool,
     heads: BTreeMap<DocumentKind, BTreeSet<u32>>,
@@ -232,6 +233,8 @@ pub struct Replica {
     access_counts: BTreeMap<DeviceId, usize>,
     tips: BTreeMap<DocumentKind, author::Tip>,
     accepted: Vec<Entry>,
+    /// Entries of this device that the function writing them has yet to return.
+    written: Vec<Entry>,
     digest_changes: Vec<DigestChange>,
     version_changes: Vec<RecordChange>,
     catalogue_changes: Vec<RecordChange>,
@@ -281,7 +284,8 @@ impl Replica {
             verdict: Verdict::default(),
             access: Access::default(),
             sealing: SealState::NeedsEpoch(NotReady::NoEpoch),
-            used: BTreeSet::new(),
+            used: BTreeMap::new(),
+            used_changed: false,
             stale: false,
             heads: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -293,6 +297,7 @@ impl Replica {
             access_counts: BTreeMap::new(),
             tips: BTreeMap::new(),
             accepted: Vec::new(),
+            written: Vec::new(),
             digest_changes: Vec::new(),
             version_changes: Vec::new(),
             catalogue_changes: Vec::new(),
@@ -460,7 +465,15 @@ impl Replica {
 
     /// Entries to be read from the log and inserted again, in this order: they count again, or their key came.
     pub fn take_replay(&mut self) -> Vec<EntryId> {
-        std::mem::take(&mut self.replay)
+        let mut seen = BTreeSet::new();
+        let mut list = std::mem::take(&mut self.replay);
+        list.retain(|id| {
+            let wanted = self
+                .find(id)
+                .is_some_and(|node| !node.told && !node.thrown_out);
+            wanted && seen.insert(*id)
+        });
+        list
     }
 
     /// Whether [`Replica::access`] has changed since the last call.

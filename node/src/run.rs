@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use kith_core::device::{Device, Setup};
+use kith_core::device::{Command, Device, Setup};
+use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica};
 use kith_object::id::{DeviceId, EntryId, SpaceId};
@@ -308,6 +309,30 @@ impl Node {
         &self.identity.keys
     }
 
+    /// Closes packs that stand idle or are full, and says in the catalogue which were closed.
+    async fn tend_packs(&self) {
+        let store = self.store.clone();
+        let tended = tokio::task::spawn_blocking(move || (store.tick(now()), store.born())).await;
+        let Ok((ticked, born)) = tended else { return };
+        if let Err(error) = ticked {
+            tracing::warn!(%error, "pack not closed");
+        }
+        let born: Vec<Born> = born
+            .iter()
+            .map(|born| Born {
+                pack: born.pack,
+                class: born.info.class.to_byte(),
+                blocks: born.info.blocks,
+                bytes: born.info.bytes,
+            })
+            .collect();
+        if !born.is_empty()
+            && let Err(error) = self.asker.command(Command::Born(born)).await
+        {
+            tracing::warn!(%error, "closed packs are not in the catalogue");
+        }
+    }
+
     /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
     pub async fn close(&self) {
         self.asker.stop();
@@ -355,11 +380,7 @@ impl Daemon {
                 {
                     return;
                 }
-                let store = self.node.store.clone();
-                let ticked = tokio::task::spawn_blocking(move || store.tick(now())).await;
-                if let Ok(Err(error)) = ticked {
-                    tracing::warn!(%error, "pack not closed");
-                }
+                self.node.tend_packs().await;
             }
         };
         tokio::select! {

@@ -54,7 +54,7 @@ pub enum OpenStoreError {
         /// The folder.
         path: PathBuf,
         /// What went wrong.
-        source: StoreError,
+        source: Box<StoreError>,
     },
 }
 
@@ -80,8 +80,10 @@ pub fn open_store(
         path: index,
         source,
     })?;
-    Store::open(disk, index, StoreConfig::new(space))
-        .map_err(|source| OpenStoreError::Store { path, source })
+    Store::open(disk, index, StoreConfig::new(space)).map_err(|source| OpenStoreError::Store {
+        path,
+        source: Box::new(source),
+    })
 }
 
 /// Opens the folder of logs in a home that the caller has locked; `kith_object::log::Log` does the rest.

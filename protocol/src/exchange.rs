@@ -237,7 +237,7 @@ pub struct Stats {
 
 /// Asks for blocks and serves them.
 ///
-/// Feed [`Input`]s, drain [`Effect`]s, return at [`Exchange::next_wakeup`]. Spec: `protocol/spec/exchange.md`, "Asking" and "Serving".
+/// Feed [`Input`]s, drain [`Effect`]s, return at [`Exchange::next_wakeup`]. Spec: `protocol/spec/exchange.md`, "Asking".
 #[derive(Debug)]
 pub struct Exchange {
     numbers: BTreeMap<DeviceId, PeerNo>,

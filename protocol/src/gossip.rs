@@ -23,8 +23,10 @@ pub use digest::Key;
 use crate::wire::GOSSIP_MESSAGE_BYTES_MAX;
 use beacon::Beacon;
 use digest::{Path, RadixTree, TreeId};
-use message::{ENTRY_BYTES_MAX, Message, STEP_BYTES_MAX};
-use peer::{ASKED_MAX, Asked, Awaiting, Batch, Credit, DELIVERED_MAX, Delivered, Peer, REQUESTS_MAX};
+use message::{ENTRY_BYTES_MAX, Message, STEP_BYTES_MAX, Tag};
+use peer::{
+    ASKED_MAX, Asked, Awaiting, Batch, Credit, DELIVERED_MAX, Delivered, Peer, REQUESTS_MAX,
+};
 use walk::Step;
 
 /// Largest entry that is published whole; a larger one is announced, and fetched.
@@ -43,7 +45,7 @@ const TELL_AFTER: Span = Span::from_ms(300);
 /// Wait after a walk that brought nothing; doubles with each.
 const BACKOFF_FIRST: Span = Span::from_ms(500);
 /// Longest such wait, if either root has changed since.
-const BACKOFF_MAX_CHANGED: Span = Span::from_secs(5);
+const BACKOFF_MAX_CHANGED: Span = Span::from_secs(10);
 /// Longest such wait, if neither has: the other counts what we do not, or lies.
 const BACKOFF_MAX_SAME: Span = Span::from_secs(60);
 /// How long the other may take to answer a step.
@@ -56,8 +58,8 @@ const GOING_MAX: Span = Span::from_secs(20);
 const WALKS_MAX: usize = 3;
 /// How long one waits whose turn it is not.
 const TURN: Span = Span::from_ms(500);
-/// Steps of one walk; every step is a nibble deeper at the least.
-const STEPS_MAX: u32 = 96;
+/// Steps of one side in a walk. Each opens parts until there are sixteen, or all: the 48 levels there could be are done in a few.
+const STEPS_MAX: u32 = 16;
 /// One device, in turn, is told the root directly so often, should publishing fail altogether.
 const DIRECT: Span = Span::from_secs(60);
 /// Entries are given in frames of about this size.
@@ -180,7 +182,7 @@ pub struct Stats {
     pub entry_bytes_given: u64,
     /// Entries handed over to be judged.
     pub entries_delivered: u64,
-    /// Entries that came though they were here.
+    /// Entries published by others that were here already.
     pub entries_twice: u64,
     /// Messages that were malformed, too many, or of no use here.
     pub ignored: u64,
@@ -320,7 +322,10 @@ impl Gossip {
     /// If one does not.
     pub fn check_invariants(&self) {
         assert!(self.heard.len() <= HEARD_MAX, "roots heard are bounded");
-        assert!(self.delivered.len() <= DELIVERED_MAX, "deliveries are bounded");
+        assert!(
+            self.delivered.len() <= DELIVERED_MAX,
+            "deliveries are bounded"
+        );
         assert!(self.loads.len() <= LOADS_MAX, "reads are bounded");
         assert_eq!(
             self.beacon.due().is_some(),
@@ -329,13 +334,21 @@ impl Gossip {
         );
         for peer in self.peers.values() {
             assert!(peer.asked.len() <= ASKED_MAX, "fetches are bounded");
-            assert!(peer.serve.requests() <= REQUESTS_MAX, "requests are bounded");
             assert!(
-                peer.unflushed <= UNFLUSHED_MAX + GIVE_BYTES_MAX,
+                peer.serve.requests() <= REQUESTS_MAX,
+                "requests are bounded"
+            );
+            assert!(
+                peer.unflushed <= UNFLUSHED_MAX + 2 * GIVE_BYTES_MAX,
                 "what is on the way is bounded"
             );
         }
-        let asked: usize = self.peers.values().flat_map(|peer| peer.asked.values()).map(|asked| asked.paths.len()).sum();
+        let asked: usize = self
+            .peers
+            .values()
+            .flat_map(|peer| peer.asked.values())
+            .map(|asked| asked.paths.len())
+            .sum();
         assert!(self.going.len() <= asked, "what is going on was asked for");
     }
 
@@ -425,7 +438,7 @@ impl Gossip {
                 if self.tree.contains(&key) {
                     self.stats.entries_twice += 1;
                 } else {
-                    self.delivered.note(self.now, key, None);
+                    self.delivered.note(self.now, message::tag(&key), None);
                     self.deliver(from, entry);
                 }
             }
@@ -459,7 +472,9 @@ impl Gossip {
         let wanted = !self.tree.contains(key) && self.wanted(&path);
         let now = self.now;
         let able = self.peers.get_mut(&from).is_some_and(|peer| {
-            peer.asked.len() < ASKED_MAX && peer.unflushed <= UNFLUSHED_MAX && peer.calls_credit.spend(now, 1)
+            peer.asked.len() < ASKED_MAX
+                && peer.unflushed <= UNFLUSHED_MAX
+                && peer.calls_credit.spend(now, 1)
         });
         if wanted && able {
             let step = Step {
@@ -552,13 +567,25 @@ impl Gossip {
         if !peer.idle() || peer.due.is_some() {
             return;
         }
-        let settle = if self.spread_entries && peer.walked.is_some() { SETTLE } else { SETTLE_SHORT };
-        let turn = if self.me < with { Span(0) } else { SETTLE_SECOND };
+        let settle = if self.spread_entries && peer.walked.is_some() {
+            SETTLE
+        } else {
+            SETTLE_SHORT
+        };
+        let turn = if self.me < with {
+            Span(0)
+        } else {
+            SETTLE_SECOND
+        };
         let jitter = Span(self.rng.below(settle.as_ms()));
         let backoff = if peer.fruitless == 0 {
             Span(0)
         } else {
-            let max = if peer.walked == Some((mine, theirs)) { BACKOFF_MAX_SAME } else { BACKOFF_MAX_CHANGED };
+            let max = if peer.walked == Some((mine, theirs)) {
+                BACKOFF_MAX_SAME
+            } else {
+                BACKOFF_MAX_CHANGED
+            };
             let doublings = (peer.fruitless - 1).min(16);
             Span(BACKOFF_FIRST.as_ms() << doublings).min(max)
         };
@@ -604,7 +631,10 @@ impl Gossip {
         let mut again = Vec::new();
         for (id, peer) in &mut self.peers {
             let mut given_up = false;
-            if peer.awaiting.is_some_and(|awaiting| awaiting.since + ANSWER_MAX <= now) {
+            if peer
+                .awaiting
+                .is_some_and(|awaiting| awaiting.since + ANSWER_MAX <= now)
+            {
                 peer.awaiting = None;
                 given_up = true;
             }
@@ -711,6 +741,9 @@ impl Gossip {
         };
         if !peer.steps_credit.spend(self.now, 1) || peer.unflushed > UNFLUSHED_MAX {
             self.stats.ignored += 1;
+            if !peer.excess_credit.spend(self.now, 1) {
+                self.disconnect(from, "walks without pause");
+            }
             return;
         }
         if opening {
@@ -756,14 +789,10 @@ impl Gossip {
     }
 
     /// Takes in entries that were fetched.
-    fn given(&mut self, from: DeviceId, number: u32, last: bool, entries: Vec<(Key, Bytes)>) {
-        for (key, entry) in entries {
-            if self.tree.contains(&key) {
-                self.stats.entries_twice += 1;
-            } else {
-                self.delivered.note(self.now, key, Some(from));
-                self.deliver(from, entry);
-            }
+    fn given(&mut self, from: DeviceId, number: u32, last: bool, entries: Vec<(Tag, Bytes)>) {
+        for (tag, entry) in entries {
+            self.delivered.note(self.now, tag, Some(from));
+            self.deliver(from, entry);
         }
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
@@ -780,9 +809,14 @@ impl Gossip {
     /// Has entries read for those who asked, in turn.
     fn serve(&mut self) {
         while self.loads.len() < LOADS_MAX {
-            let ready = |(_, peer): &(&DeviceId, &Peer)| peer.serve.ready() && peer.unflushed < UNFLUSHED_ENTRIES_MAX;
+            let ready = |(_, peer): &(&DeviceId, &Peer)| {
+                peer.serve.ready() && peer.unflushed < UNFLUSHED_ENTRIES_MAX
+            };
             let after = self.served.and_then(|served| {
-                let rest = (std::ops::Bound::Excluded(served), std::ops::Bound::Unbounded);
+                let rest = (
+                    std::ops::Bound::Excluded(served),
+                    std::ops::Bound::Unbounded,
+                );
                 self.peers.range(rest).find(ready)
             });
             let next = after.or_else(|| self.peers.iter().find(ready));
@@ -800,6 +834,11 @@ impl Gossip {
                 self.give(id, &batch, Vec::new());
                 continue;
             }
+            let count = u64::try_from(batch.keys.len()).unwrap_or(u64::MAX);
+            if !peer.may_have(self.now, count, self.tree.len()) {
+                self.disconnect(id, "fetches everything over and over");
+                continue;
+            }
             let token = self.next_token;
             self.next_token += 1;
             self.loads.insert(token, id);
@@ -812,7 +851,8 @@ impl Gossip {
     fn loaded(&mut self, token: u64, entries: Vec<(EntryId, Bytes)>) {
         if let Some(id) = self.loads.remove(&token)
             && let Some(peer) = self.peers.get_mut(&id)
-            && let Some((_, mut batch)) = peer.serve.loading.take_if(|(loading, _)| *loading == token)
+            && let Some((_, mut batch)) =
+                peer.serve.loading.take_if(|(loading, _)| *loading == token)
         {
             let mut found: BTreeMap<EntryId, Bytes> = entries.into_iter().collect();
             let mut entries: Vec<(Key, Bytes)> = batch
@@ -826,11 +866,17 @@ impl Gossip {
                 total += entry.len();
                 total <= GIVE_BYTES_MAX
             };
-            let given = entries.iter().take_while(|entry| fits(entry)).count().max(1);
-            peer.serve.weigh(entries.iter().map(|(_, entry)| entry.len()).sum());
+            let given = entries
+                .iter()
+                .take_while(|entry| fits(entry))
+                .count()
+                .max(1);
+            peer.serve
+                .weigh(entries.iter().map(|(_, entry)| entry.len()).sum());
             if given < entries.len() {
                 let rest = entries.split_off(given);
-                peer.serve.put_back(&mut batch, rest.into_iter().map(|(key, _)| key));
+                peer.serve
+                    .put_back(&mut batch, rest.into_iter().map(|(key, _)| key));
             }
             self.give(id, &batch, entries);
         }
@@ -846,7 +892,7 @@ impl Gossip {
                 rest.next_if(|(_, entry)| len_bytes == 0 || len_bytes + entry.len() <= FRAME_BYTES)
             {
                 len_bytes += entry.len().max(1);
-                frame.push((key, entry));
+                frame.push((message::tag(&key), entry));
             }
             let last = rest.peek().is_none();
             if frame.is_empty() && !batch.last {
@@ -880,7 +926,11 @@ impl Gossip {
 
     /// Tells one device the root.
     fn tell(&mut self, peer: DeviceId) {
-        if self.peers.get(&peer).is_some_and(|peer| peer.unflushed <= UNFLUSHED_MAX) {
+        if self
+            .peers
+            .get(&peer)
+            .is_some_and(|peer| peer.unflushed <= UNFLUSHED_MAX)
+        {
             let bytes = self.root_message();
             self.send(peer, bytes);
         }
@@ -901,7 +951,11 @@ const STEP_HEADER_BYTES_MAX: usize = 1 + 5 + 1 + 4 + 12;
 fn reserve(going: &mut BTreeMap<Path, (DeviceId, Time)>, path: Path, of: DeviceId, now: Time) {
     let before = going.range(..=path).next_back();
     let after = going.range(path..).next();
-    if !before.into_iter().chain(after).any(|(other, _)| other.overlaps(&path)) {
+    if !before
+        .into_iter()
+        .chain(after)
+        .any(|(other, _)| other.overlaps(&path))
+    {
         going.insert(path, (of, now));
     }
 }

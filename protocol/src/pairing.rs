@@ -144,7 +144,6 @@ impl fmt::Display for DeviceName {
 /// Marks and line ends that let one name look like another. The rule of `member` records.
 fn turns_text(letter: char) -> bool {
     matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        && letter != '\u{202f}'
 }
 
 /// What the door needs to know of its mesh.

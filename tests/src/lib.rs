@@ -30,7 +30,11 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < until, "waited {} s in vain: {what}", DEADLINE.as_secs());
+        assert!(
+            Instant::now() < until,
+            "waited {} s in vain: {what}",
+            DEADLINE.as_secs()
+        );
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -65,8 +69,14 @@ pub struct Place {
 impl Place {
     /// A new one, for devices that run `program`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        let folder = tempfile::Builder::new().prefix("kith-test-").tempdir().expect("make a temporary folder");
-        Self { program: program.into(), folder }
+        let folder = tempfile::Builder::new()
+            .prefix("kith-test-")
+            .tempdir()
+            .expect("make a temporary folder");
+        Self {
+            program: program.into(),
+            folder,
+        }
     }
 
     /// The folder; devices live under `homes`, the rest is free.
@@ -149,27 +159,49 @@ impl Ran {
     pub fn values(&self) -> Vec<Value> {
         let text = String::from_utf8_lossy(&self.stdout);
         let parse = |line: &str| {
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("`{}` printed no JSON: {error}: {line}", self.line))
+            serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("`{}` printed no JSON: {error}: {line}", self.line))
         };
         text.lines().map(parse).collect()
     }
 
     /// The last value printed.
     pub fn last(&self) -> Value {
-        self.values().pop().unwrap_or_else(|| panic!("`{}` printed nothing", self.line))
+        self.values()
+            .pop()
+            .unwrap_or_else(|| panic!("`{}` printed nothing", self.line))
     }
 
     /// The one value of that event.
     pub fn event(&self, event: &str) -> Value {
-        let found = self.values().into_iter().find(|value| value.get("event").and_then(Value::as_str) == Some(event));
-        found.unwrap_or_else(|| panic!("`{}` told no {event}: {}", self.line, String::from_utf8_lossy(&self.stdout)))
+        let found = self
+            .values()
+            .into_iter()
+            .find(|value| value.get("event").and_then(Value::as_str) == Some(event));
+        found.unwrap_or_else(|| {
+            panic!(
+                "`{}` told no {event}: {}",
+                self.line,
+                String::from_utf8_lossy(&self.stdout)
+            )
+        })
     }
 
     /// The failure as told under `--json`: `{kind, what, causes, hint}`.
     pub fn failure(&self) -> Value {
-        let told = self.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let error = told.filter_map(|value| value.get("error").cloned()).last();
-        error.unwrap_or_else(|| panic!("`{}` ended with {:?} and told no failure: {}", self.line, self.code, self.stderr))
+        let told = self
+            .stderr
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let error = told
+            .filter_map(|value| value.get("error").cloned())
+            .next_back();
+        error.unwrap_or_else(|| {
+            panic!(
+                "`{}` ended with {:?} and told no failure: {}",
+                self.line, self.code, self.stderr
+            )
+        })
     }
 
     /// The kind of the failure.
@@ -203,7 +235,11 @@ impl Ran {
 impl Kith {
     /// The device in that data folder, whether or not it exists yet.
     pub fn new(program: impl Into<PathBuf>, home: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), home: home.into(), daemon: None }
+        Self {
+            program: program.into(),
+            home: home.into(),
+            daemon: None,
+        }
     }
 
     /// Its data folder.
@@ -214,7 +250,11 @@ impl Kith {
     /// A command of this device, `--json` and all; nothing of the tester's environment reaches it.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = plain_command(&self.program);
-        command.arg("--json").arg("--home").arg(&self.home).args(args);
+        command
+            .arg("--json")
+            .arg("--home")
+            .arg(&self.home)
+            .args(args);
         command
     }
 
@@ -224,7 +264,11 @@ impl Kith {
     }
 
     /// Runs a command to its end, with bytes on its standard input.
-    pub fn run_with<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>, input: &[u8]) -> Ran {
+    pub fn run_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> Ran {
         run(self.command(args), input)
     }
 
@@ -247,22 +291,37 @@ impl Kith {
     /// Starts the daemon on loopback and waits until it serves; returns what it said then.
     #[track_caller]
     pub fn up(&mut self) -> Value {
-        assert!(self.daemon.is_none(), "the daemon of {} runs already", self.home.display());
+        assert!(
+            self.daemon.is_none(),
+            "the daemon of {} runs already",
+            self.home.display()
+        );
         let mut command = self.command(["up", "--listen", "127.0.0.1"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the daemon");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the daemon");
         let stderr = collect(child.stderr.take().expect("its stderr is piped"));
         let lines = lines_of(child.stdout.take().expect("its stdout is piped"));
         match lines.recv_timeout(DEADLINE) {
             Ok(line) => {
                 let ready: Value = serde_json::from_str(&line).expect("the daemon prints JSON");
-                self.daemon = Some(Daemon { child, ready: ready.clone(), stderr });
+                self.daemon = Some(Daemon {
+                    child,
+                    ready: ready.clone(),
+                    stderr,
+                });
                 ready
             }
             Err(why) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 let said = stderr.lock().expect("nobody panics with it").clone();
-                panic!("the daemon of {} did not come up ({why}): {said}", self.home.display());
+                panic!(
+                    "the daemon of {} did not come up ({why}): {said}",
+                    self.home.display()
+                );
             }
         }
     }
@@ -287,7 +346,9 @@ impl Kith {
     pub fn stop(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         self.ok(["stop"]);
-        let status = wait_until("the daemon ends", || daemon.child.try_wait().expect("ask how it ended"));
+        let status = wait_until("the daemon ends", || {
+            daemon.child.try_wait().expect("ask how it ended")
+        });
         let said = daemon.stderr.lock().expect("nobody panics with it").clone();
         assert!(status.success(), "the daemon ended with {status}: {said}");
     }
@@ -300,7 +361,11 @@ impl Kith {
         let mut running = Running::start(command);
         let first = running.next_value().expect("`kith pair` shows a ticket");
         let ticket = text(&first, "ticket").to_owned();
-        Pairing { running, ticket, first }
+        Pairing {
+            running,
+            ticket,
+            first,
+        }
     }
 
     /// Joins by words, given on standard input as the real thing takes them.
@@ -314,8 +379,16 @@ impl Kith {
 
     /// Where newcomers may knock, as the daemon said.
     pub fn addrs(&self) -> Vec<String> {
-        let addrs = self.ready().get("addrs").and_then(Value::as_array).cloned().unwrap_or_default();
-        addrs.iter().filter_map(|addr| addr.as_str().map(str::to_owned)).collect()
+        let addrs = self
+            .ready()
+            .get("addrs")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        addrs
+            .iter()
+            .filter_map(|addr| addr.as_str().map(str::to_owned))
+            .collect()
     }
 
     /// What `kith status` says.
@@ -327,7 +400,12 @@ impl Kith {
     /// Stores a file or folder there; returns what was told.
     #[track_caller]
     pub fn put(&self, source: &Path, to: &str) -> Value {
-        let args = [OsStr::new("put"), source.as_os_str(), OsStr::new("--to"), OsStr::new(to)];
+        let args = [
+            OsStr::new("put"),
+            source.as_os_str(),
+            OsStr::new("--to"),
+            OsStr::new(to),
+        ];
         self.ok(args).event("put")
     }
 
@@ -360,7 +438,10 @@ impl Kith {
     /// The names in a folder, in order.
     #[track_caller]
     pub fn names(&self, path: &str) -> Vec<String> {
-        self.ls(path).iter().map(|entry| text(entry, "name").to_owned()).collect()
+        self.ls(path)
+            .iter()
+            .map(|entry| text(entry, "name").to_owned())
+            .collect()
     }
 
     /// Waits until both daemons know the same entries and show the same tree.
@@ -434,7 +515,14 @@ impl Running {
         let stderr = collect(child.stderr.take().expect("its stderr is piped"));
         let lines = lines_of(child.stdout.take().expect("its stdout is piped"));
         let stdin = child.stdin.take();
-        Self { child, lines, stdin, stderr, seen: Vec::new(), line }
+        Self {
+            child,
+            lines,
+            stdin,
+            stderr,
+            seen: Vec::new(),
+            line,
+        }
     }
 
     /// The next line it prints, as JSON; `None` once it closed its output. A line cut off by a kill is none.
@@ -451,6 +539,11 @@ impl Running {
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("`{}` says nothing", self.line),
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Writes to its standard input, which stays open.
@@ -473,20 +566,36 @@ impl Running {
             self.seen.extend_from_slice(line.as_bytes());
             self.seen.push(b'\n');
         }
-        let status = wait_until("a program ends", || self.child.try_wait().expect("ask how it ended"));
+        let status = wait_until("a program ends", || {
+            self.child.try_wait().expect("ask how it ended")
+        });
         let stderr = self.stderr.lock().expect("nobody panics with it").clone();
-        Ran { code: status.code(), stdout: std::mem::take(&mut self.seen), stderr, line: self.line.clone() }
+        Ran {
+            code: status.code(),
+            stdout: std::mem::take(&mut self.seen),
+            stderr,
+            line: self.line.clone(),
+        }
     }
 }
 
 /// The program, untouched by the environment the tests run in.
 pub fn plain_command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    for variable in ["KITH_HOME", "KITH_LISTEN", "KITH_LOG", "XDG_DATA_HOME", "CLICOLOR_FORCE"] {
+    for variable in [
+        "KITH_HOME",
+        "KITH_LISTEN",
+        "KITH_LOG",
+        "XDG_DATA_HOME",
+        "CLICOLOR_FORCE",
+    ] {
         command.env_remove(variable);
     }
     // The width of help texts.
-    command.env("COLUMNS", "100").env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+        .env("COLUMNS", "100")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null());
     command
 }
 
@@ -499,14 +608,21 @@ pub fn run(mut command: Command, input: &[u8]) -> Ran {
     if !input.is_empty() {
         command.stdin(Stdio::piped());
     }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the program");
     let writer = child.stdin.take().map(|mut stdin| {
         let input = input.to_vec();
         // A program that does not read all is no failure of the test.
         std::thread::spawn(move || drop(stdin.write_all(&input)))
     });
     let (sender, done) = channel();
-    let stdout = read_all(child.stdout.take().expect("its stdout is piped"), sender.clone());
+    let stdout = read_all(
+        child.stdout.take().expect("its stdout is piped"),
+        sender.clone(),
+    );
     let stderr = read_all(child.stderr.take().expect("its stderr is piped"), sender);
     for _ in 0..2 {
         if done.recv_timeout(DEADLINE).is_err() {
@@ -516,7 +632,9 @@ pub fn run(mut command: Command, input: &[u8]) -> Ran {
             panic!("`{line}` does not end: {}", String::from_utf8_lossy(&said));
         }
     }
-    let status = wait_until("a program ends", || child.try_wait().expect("ask how it ended"));
+    let status = wait_until("a program ends", || {
+        child.try_wait().expect("ask how it ended")
+    });
     if let Some(writer) = writer {
         let _ = writer.join();
     }
@@ -535,7 +653,10 @@ pub fn run(mut command: Command, input: &[u8]) -> Ran {
 /// If it does not.
 #[track_caller]
 pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or_else(|| panic!("no text under {key}: {value}"))
+    value
+        .get(key)
+        .and_then(Value::as_str)
+        .unwrap_or_else(|| panic!("no text under {key}: {value}"))
 }
 
 /// The value of a key that holds a number.
@@ -544,12 +665,18 @@ pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 /// If it does not.
 #[track_caller]
 pub fn number(value: &Value, key: &str) -> u64 {
-    value.get(key).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number under {key}: {value}"))
+    value
+        .get(key)
+        .and_then(Value::as_u64)
+        .unwrap_or_else(|| panic!("no number under {key}: {value}"))
 }
 
 /// The keys of an object, in order.
 pub fn keys(value: &Value) -> Vec<String> {
-    let mut keys: Vec<String> = value.as_object().map(|fields| fields.keys().cloned().collect()).unwrap_or_default();
+    let mut keys: Vec<String> = value
+        .as_object()
+        .map(|fields| fields.keys().cloned().collect())
+        .unwrap_or_default();
     keys.sort();
     keys
 }
@@ -562,7 +689,10 @@ pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("make a folder");
     for entry in fs::read_dir(from).expect("read a folder") {
         let entry = entry.expect("read a folder");
-        let (kind, target) = (entry.file_type().expect("look at a file"), to.join(entry.file_name()));
+        let (kind, target) = (
+            entry.file_type().expect("look at a file"),
+            to.join(entry.file_name()),
+        );
         if kind.is_dir() {
             copy_folder(&entry.path(), &target);
         } else if kind.is_file() {
@@ -598,7 +728,9 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
 /// The root of this repository.
 pub fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().expect("tests/ stands in the repository").to_owned()
+    here.parent()
+        .expect("tests/ stands in the repository")
+        .to_owned()
 }
 
 /// Compares a text with the snapshot `tests/cmd/NAME`; with `KITH_BLESS=1` writes it instead.
@@ -622,17 +754,29 @@ pub fn assert_snapshot(name: &str, is: &str) {
 
 fn differing_lines(was: &str, is: &str) -> String {
     let (old, new): (Vec<&str>, Vec<&str>) = (was.lines().collect(), is.lines().collect());
-    let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("- {line}"));
-    let came = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+ {line}"));
+    let gone = old
+        .iter()
+        .filter(|line| !new.contains(line))
+        .map(|line| format!("- {line}"));
+    let came = new
+        .iter()
+        .filter(|line| !old.contains(line))
+        .map(|line| format!("+ {line}"));
     gone.chain(came).collect::<Vec<_>>().join("\n")
 }
 
 fn shown(command: &Command) -> String {
-    let args: Vec<String> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let args: Vec<String> = command
+        .get_args()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
     format!("kith {}", args.join(" "))
 }
 
-fn read_all(mut from: impl Read + Send + 'static, done: std::sync::mpsc::Sender<()>) -> JoinHandle<Vec<u8>> {
+fn read_all(
+    mut from: impl Read + Send + 'static,
+    done: std::sync::mpsc::Sender<()>,
+) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut all = Vec::new();
         let _ = from.read_to_end(&mut all);
@@ -684,9 +828,14 @@ mod tests {
     #[test]
     fn program_that_is_killed_keeps_its_whole_lines() {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo '{\"a\":1}'; printf '{\"b\":2'; exec cat"]).stdin(Stdio::piped());
+        command
+            .args(["-c", "echo '{\"a\":1}'; printf '{\"b\":2'; exec cat"])
+            .stdin(Stdio::piped());
         let mut running = Running::start(command);
-        assert_eq!(running.next_value().map(|value| number(&value, "a")), Some(1));
+        assert_eq!(
+            running.next_value().map(|value| number(&value, "a")),
+            Some(1)
+        );
         running.kill();
         assert_eq!(running.next_value(), None);
     }

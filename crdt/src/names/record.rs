@@ -14,7 +14,7 @@ pub const ROOT: InodeId = InodeId([0; 16]);
 /// Most versions that one record replaces: its count is one byte. More heads than that stay a conflict for another record.
 pub const REPLACES_MAX: usize = 255;
 
-/// Record type of a version; see FORMATS, "Record".
+/// Record type of a version.
 const TYPE_VERSION: u16 = 1;
 const FLAG_KIND: u8 = 0b0011;
 const FLAG_DELETED: u8 = 0b0100;
@@ -269,5 +269,120 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(RecordError::Length)?;
         self.0 = rest;
         Ok(*taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kith_object::seal::BlockKey;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn any_version()(entry: [u8; 32], index: u32) -> VersionId {
+            VersionId { entry: EntryId(entry), index }
+        }
+    }
+
+    prop_compose! {
+        fn any_record()(
+            inode: [u8; 16],
+            parent: [u8; 16],
+            replaces in proptest::collection::btree_set(any_version(), 0..4),
+            name in proptest::collection::vec(any::<u8>(), 1..40),
+            kind in 0_u8..3,
+            link in proptest::option::of((any::<[u8; 32]>(), any::<[u8; 32]>(), any::<u64>())),
+            mtime_ms: u64,
+            mode in 0..=MODE_MASK,
+            deleted: bool,
+        ) -> Record {
+            Record {
+                inode: InodeId(inode),
+                replaces: replaces.into_iter().collect(),
+                parent: InodeId(parent),
+                name,
+                kind: FileKind::from_u8(kind).unwrap(),
+                link: link.map(|(digest, key, size)| ObjectLink { digest, key: BlockKey::new(key), size }),
+                mtime_ms,
+                mode,
+                deleted,
+            }
+        }
+    }
+
+    #[test]
+    fn longest_record_is_as_long_as_said() {
+        let version = |index| VersionId {
+            entry: EntryId([1; 32]),
+            index,
+        };
+        let record = Record {
+            inode: InodeId([1; 16]),
+            replaces: (0..255).map(version).collect(),
+            parent: ROOT,
+            name: vec![b'x'; 255],
+            kind: FileKind::File,
+            link: Some(ObjectLink {
+                digest: [2; 32],
+                key: BlockKey::new([3; 32]),
+                size: 4,
+            }),
+            mtime_ms: 5,
+            mode: 0o644,
+            deleted: false,
+        };
+        assert_eq!(record.encode().unwrap().len(), RECORD_BYTES_MAX);
+        let mut more = record.clone();
+        more.replaces.push(version(255));
+        assert!(more.encode().is_err());
+    }
+
+    #[test]
+    fn version_text_is_one_for_each() {
+        let version = VersionId {
+            entry: EntryId([0xab; 32]),
+            index: 7,
+        };
+        let text = version.to_string();
+        assert_eq!(text.parse(), Ok(version));
+        let entry = "ab".repeat(32);
+        for wrong in [
+            entry.clone(),
+            format!("{entry}."),
+            format!("{entry}.07"),
+            format!("{entry}.+7"),
+            ".7".into(),
+            String::new(),
+        ] {
+            assert_eq!(wrong.parse::<VersionId>(), Err(VersionIdError), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_the_same(record in any_record()) {
+            match record.encode() {
+                Ok(bytes) => prop_assert_eq!(Record::decode(&bytes), Ok(record)),
+                Err(_) => prop_assert!(record.check().is_err()),
+            }
+        }
+
+        #[test]
+        fn altered_records_are_refused_or_canonical(record in any_record(), at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+            let Ok(mut bytes) = record.encode() else { return Ok(()) };
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(record) = Record::decode(&bytes) {
+                prop_assert_eq!(record.encode().unwrap(), bytes.clone());
+            }
+            bytes.truncate(cut.index(bytes.len()));
+            prop_assert!(Record::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Record::decode(&bytes);
+            let _ = String::from_utf8_lossy(&bytes).parse::<VersionId>();
+        }
     }
 }

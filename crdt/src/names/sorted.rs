@@ -15,33 +15,57 @@ type Item = (u32, u32);
 #[derive(Default)]
 pub(super) struct Sorted {
     /// None is empty; each is sorted, and all of it comes before the next.
-    chunks: Vec<Vec<Item>>,
+    chunks: Vec<Chunk>,
+}
+
+struct Chunk {
+    /// The last of the items: here too, so that a search touches no other chunk than the one it ends in.
+    last: Item,
+    items: Vec<Item>,
+}
+
+impl Chunk {
+    /// A chunk of these items, with room for as many as it may take; `None` of none.
+    fn of(items: impl IntoIterator<Item = Item>) -> Option<Self> {
+        let mut all = Vec::with_capacity(CHUNK_MAX);
+        all.extend(items);
+        Some(Self {
+            last: *all.last()?,
+            items: all,
+        })
+    }
+
+    fn insert(&mut self, at: usize, item: Item) {
+        if at == self.items.len() {
+            self.last = item;
+        }
+        self.items.insert(at, item);
+    }
 }
 
 impl Sorted {
+    /// The chunk and the place in it of the first item that is not below the sought one.
     fn position(&self, prefix: u32, order: &impl Fn(u32) -> Ordering) -> (usize, usize) {
         let before =
             |item: &Item| item.0.cmp(&prefix).then_with(|| order(item.1)) == Ordering::Less;
-        let chunk = self
-            .chunks
-            .partition_point(|chunk| chunk.last().is_some_and(before));
-        let at = self
-            .chunks
-            .get(chunk)
-            .map_or(0, |chunk| chunk.partition_point(before));
-        (chunk, at)
+        let index = self.chunks.partition_point(|chunk| before(&chunk.last));
+        let chunk = self.chunks.get(index);
+        (
+            index,
+            chunk.map_or(0, |chunk| chunk.items.partition_point(before)),
+        )
     }
 
-    fn at(&self, chunk: usize, at: usize) -> Option<Item> {
-        self.chunks.get(chunk)?.get(at).copied()
+    fn at(&self, index: usize, at: usize) -> Option<Item> {
+        self.chunks.get(index)?.items.get(at).copied()
     }
 
     /// The row whose key is the sought one: that begins with `prefix` and of which `order` says equal.
     ///
     /// `order` compares the key of the row it is given with the sought key.
     pub(super) fn find(&self, prefix: u32, order: impl Fn(u32) -> Ordering) -> Option<u32> {
-        let (chunk, at) = self.position(prefix, &order);
-        let (found, row) = self.at(chunk, at)?;
+        let (index, at) = self.position(prefix, &order);
+        let (found, row) = self.at(index, at)?;
         (found == prefix && order(row) == Ordering::Equal).then_some(row)
     }
 
@@ -52,37 +76,41 @@ impl Sorted {
         row: u32,
         order: impl Fn(u32) -> Ordering,
     ) -> bool {
-        let (index, at) = self.position(prefix, &order);
+        let (mut index, mut at) = self.position(prefix, &order);
         if let Some((found, other)) = self.at(index, at)
             && found == prefix
             && order(other) == Ordering::Equal
         {
             return false;
         }
-        let past_the_end = index == self.chunks.len();
-        let (index, at) = match (past_the_end, self.chunks.last()) {
-            (true, Some(last)) if last.len() < CHUNK_MAX => (index - 1, last.len()),
-            (true, _) => {
-                // Rows that come in order fill their chunks to the brim.
-                self.chunks.push(Vec::with_capacity(CHUNK_MAX));
-                (index, 0)
+        let item = (prefix, row);
+        if index == self.chunks.len() {
+            // Rows that come in order fill their chunks to the brim.
+            match self.chunks.last() {
+                Some(last) if last.items.len() < CHUNK_MAX => {
+                    (index, at) = (index - 1, last.items.len())
+                }
+                _ => {
+                    self.chunks.extend(Chunk::of([item]));
+                    return true;
+                }
             }
-            (false, _) => (index, at),
-        };
+        }
         let chunk = self
             .chunks
             .get_mut(index)
-            .expect("an existing chunk was chosen, or one pushed");
-        if chunk.len() < CHUNK_MAX {
-            chunk.insert(at, (prefix, row));
+            .expect("if there was none, one was made above");
+        if chunk.items.len() < CHUNK_MAX {
+            chunk.insert(at, item);
             return true;
         }
-        let mut upper = Vec::with_capacity(CHUNK_MAX);
-        upper.extend(chunk.drain(CHUNK_MAX / 2..));
+        let mut upper =
+            Chunk::of(chunk.items.drain(CHUNK_MAX / 2..)).expect("half of a full chunk");
+        chunk.last = *chunk.items.last().expect("the other half");
         if at <= CHUNK_MAX / 2 {
-            chunk.insert(at, (prefix, row));
+            chunk.insert(at, item);
         } else {
-            upper.insert(at - CHUNK_MAX / 2, (prefix, row));
+            upper.insert(at - CHUNK_MAX / 2, item);
         }
         self.chunks.insert(index + 1, upper);
         true
@@ -96,24 +124,31 @@ impl Sorted {
             return None;
         }
         let chunk = self.chunks.get_mut(index).expect("the row was found in it");
-        chunk.remove(at);
-        if chunk.is_empty() {
-            self.chunks.remove(index);
-        } else if chunk.len() < CHUNK_MAX / 4 {
-            self.join(index);
+        chunk.items.remove(at);
+        match chunk.items.last() {
+            Some(last) => {
+                chunk.last = *last;
+                self.join(index);
+            }
+            None => {
+                self.chunks.remove(index);
+            }
         }
         Some(row)
     }
 
     /// Joins a chunk that has become small with the next, if both fit well into one.
     fn join(&mut self, index: usize) {
-        let len = |index: usize| self.chunks.get(index).map_or(CHUNK_MAX, Vec::len);
-        if len(index) + len(index + 1) <= CHUNK_MAX / 2 {
-            let next = self.chunks.remove(index + 1);
+        let len = |index: usize| {
             self.chunks
-                .get_mut(index)
-                .expect("it was just measured")
-                .extend(next);
+                .get(index)
+                .map_or(CHUNK_MAX, |chunk| chunk.items.len())
+        };
+        if len(index) < CHUNK_MAX / 4 && len(index) + len(index + 1) <= CHUNK_MAX / 2 {
+            let next = self.chunks.remove(index + 1);
+            let chunk = self.chunks.get_mut(index).expect("it was just measured");
+            chunk.last = next.last;
+            chunk.items.extend(next.items);
         }
     }
 
@@ -123,24 +158,23 @@ impl Sorted {
         prefix: u32,
         order: impl Fn(u32) -> Ordering,
     ) -> impl Iterator<Item = (u32, u32)> {
-        let (chunk, at) = self.position(prefix, &order);
-        self.chunks
-            .iter()
-            .skip(chunk)
-            .enumerate()
-            .flat_map(move |(later, chunk)| {
-                chunk.iter().skip(if later == 0 { at } else { 0 }).copied()
-            })
+        let (index, at) = self.position(prefix, &order);
+        let chunks = self.chunks.iter().skip(index).enumerate();
+        chunks.flat_map(move |(later, chunk)| {
+            let skipped = if later == 0 { at } else { 0 };
+            chunk.items.iter().skip(skipped).copied()
+        })
     }
 
     /// All rows in order.
     pub(super) fn rows(&self) -> impl Iterator<Item = u32> {
-        self.chunks.iter().flatten().map(|(_, row)| *row)
+        let items = self.chunks.iter().flat_map(|chunk| &chunk.items);
+        items.map(|(_, row)| *row)
     }
 
     /// How many rows there are.
     pub(super) fn len(&self) -> usize {
-        self.chunks.iter().map(Vec::len).sum()
+        self.chunks.iter().map(|chunk| chunk.items.len()).sum()
     }
 }
 
@@ -171,7 +205,10 @@ mod tests {
             }
             prop_assert_eq!(sorted.len(), set.len());
             prop_assert!(sorted.rows().eq(set.iter().copied()));
-            prop_assert!(sorted.chunks.iter().all(|chunk| !chunk.is_empty() && chunk.len() <= CHUNK_MAX));
+            for chunk in &sorted.chunks {
+                prop_assert_eq!(Some(&chunk.last), chunk.items.last());
+                prop_assert!(chunk.items.len() <= CHUNK_MAX);
+            }
             let from: Vec<u32> = sorted.from(prefix(2000), |other| other.cmp(&2000)).map(|(_, row)| row).collect();
             prop_assert!(from.iter().copied().eq(set.range(2000..).copied()));
         }

@@ -931,7 +931,7 @@ fn seeded(seed: u64) -> [u8; 32] {
 
 fn cases() -> ProptestConfig {
     ProptestConfig {
-        cases: 128,
+        cases: 64,
         // A seed says it all, and a smaller one is no simpler.
         max_shrink_iters: 0,
         failure_persistence: None,
@@ -992,6 +992,23 @@ proptest! {
     }
 
     #[test]
+    fn plans_upon_hostile_records_break_no_law(seed: u64, count in 1_u32..40) {
+        let mut rng = Rng::from_seed(seeded(seed));
+        let mut device = Device::new(1);
+        device.clock = 1000;
+        device.tree.apply_all(hostile(&mut rng, count, true));
+        for _ in 0..12 {
+            let before = (device.tree.fingerprint(), device.tree.version_count());
+            let list: Vec<Change> = (0..=rng.below(4)).map(|_| change(&device.tree, &mut rng)).collect();
+            match device.write(&list) {
+                Ok(written) => prop_assert_eq!(device.tree.version_count(), before.1 + written.len()),
+                Err(_) => prop_assert_eq!((device.tree.fingerprint(), device.tree.version_count()), before),
+            }
+            device.tree.check_invariants();
+        }
+    }
+
+    #[test]
     fn plans_do_what_they_say_whatever_is_there(seed: u64, count in 1_u32..40) {
         let mut rng = Rng::from_seed(seeded(seed));
         let mut device = Device::new(1);
@@ -1000,6 +1017,102 @@ proptest! {
         for _ in 0..12 {
             let change = change(&device.tree, &mut rng);
             checked_write(&mut device, &[change]);
+            device.tree.check_invariants();
+        }
+    }
+}
+
+// A plain file system to compare with.
+
+/// Paths; a file has content, a folder none.
+type Model = BTreeMap<TreePath, Option<u8>>;
+
+fn model_folders(model: &mut Model, at: &TreePath) -> Option<()> {
+    let mut above = TreePath::root();
+    for name in at.parent()?.names() {
+        above = above.child(name).unwrap();
+        if model.entry(above.clone()).or_insert(None).is_some() {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Does a change as any file system would; `None` if it cannot be done.
+fn model_change(model: &mut Model, change: &Change) -> Option<()> {
+    match change {
+        Change::File { path, link, .. } => {
+            model_folders(model, path)?;
+            if model.get(path) == Some(&None) {
+                return None;
+            }
+            model.insert(path.clone(), Some(link.digest[0]));
+        }
+        Change::Folder { path, .. } => {
+            model_folders(model, path)?;
+            if model.entry(path.clone()).or_insert(None).is_some() {
+                return None;
+            }
+        }
+        Change::Move { from, to } => {
+            model.get(from)?;
+            if from == to {
+                return Some(());
+            }
+            if model.contains_key(to) || to.starts_with(from) || to.is_root() {
+                return None;
+            }
+            model_folders(model, to)?;
+            let moved: Model = model
+                .extract_if(.., |path, _| path.starts_with(from))
+                .collect();
+            for (path, content) in moved {
+                let rest = path.to_bytes().split_off(from.to_bytes().len());
+                let path = [to.to_bytes(), rest].concat();
+                model.insert(TreePath::parse(&path).unwrap(), content);
+            }
+        }
+        Change::Remove { path, recursive } => {
+            model.get(path)?;
+            let inside = model.keys().filter(|other| other.starts_with(path)).count();
+            if inside > 1 && !recursive {
+                return None;
+            }
+            model.retain(|other, _| !other.starts_with(path));
+        }
+        Change::Restore { .. } => unreachable!("the model has no past"),
+    }
+    Some(())
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn one_device_alone_has_a_plain_file_system(seed: u64) {
+        let mut rng = Rng::from_seed(seeded(seed));
+        let mut device = Device::new(1);
+        let mut model = Model::new();
+        for _ in 0..30 {
+            let list: Vec<Change> = (0..=rng.below(4))
+                .map(|_| change(&device.tree, &mut rng))
+                .filter(|change| !matches!(change, Change::Restore { .. }))
+                .collect();
+            let mut wanted = model.clone();
+            let possible = list.iter().try_for_each(|change| model_change(&mut wanted, change));
+            let written = device.write(&list);
+            prop_assert_eq!(written.is_ok(), possible.is_some(), "{:?} {:?}", list, written);
+            if possible.is_some() {
+                model = wanted;
+            }
+            let shown: Model = all(&device.tree)
+                .into_iter()
+                .map(|(name, listed)| {
+                    let content = listed.link.map(|link| link.digest[0]).filter(|_| listed.kind != FileKind::Folder);
+                    (path(&name), content)
+                })
+                .collect();
+            prop_assert_eq!(&shown, &model);
             device.tree.check_invariants();
         }
     }

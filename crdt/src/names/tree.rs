@@ -255,12 +255,9 @@ impl Tree {
         if self.rows.find_version(info.id).is_some() {
             return;
         }
-        if let Some(inode) = self.rows.find_inode(record.inode) {
-            self.open(batch, inode);
-        }
-        let row = self.rows.insert(info, record);
-        let inode = self.rows.version(row).inode;
-        batch.open.insert(inode);
+        let inode = self.rows.inode(record.inode);
+        self.open(batch, inode);
+        let row = self.rows.insert(inode, info, record);
 
         let mut heads = self.heads(inode).to_vec();
         let stood_in = heads
@@ -407,7 +404,10 @@ impl Tree {
 
     /// Takes all items of an inode out of the view, before it changes.
     fn open(&mut self, batch: &mut Batch, inode: u32) {
-        if inode == ROOT_ROW || !batch.open.insert(inode) {
+        if !batch.open.insert(inode) {
+            return;
+        }
+        if self.heads(inode).is_empty() && self.rows.at(inode).support == 0 {
             return;
         }
         for (folder, item) in self.file_items(inode) {

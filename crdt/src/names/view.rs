@@ -1,7 +1,7 @@
 //! Reading the tree: names without clashes, listings, paths, history.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use data_encoding::HEXLOWER;
 use kith_object::id::InodeId;
@@ -214,10 +214,12 @@ impl Tree {
     }
 
     /// A hash of all that shows: equal on two devices that see the same tree.
+    ///
+    /// Spec: `protocol/spec/names.md`, "Fingerprint".
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("kith names fingerprint 1");
-        let mut folders = vec![vec![ROOT_ROW]];
-        while let Some(folder) = folders.pop() {
+        let mut folders = VecDeque::from([vec![ROOT_ROW]]);
+        while let Some(folder) = folders.pop_front() {
             let units = self.units(&folder);
             hasher.update(&(units.len() as u64).to_le_bytes());
             for (name, unit) in units {
@@ -241,7 +243,7 @@ impl Tree {
                 hasher.update(&version.entry.0);
                 hasher.update(&version.index.to_le_bytes());
                 if let Unit::Folder(inodes) = unit {
-                    folders.push(inodes);
+                    folders.push_back(inodes);
                 }
             }
         }

@@ -123,14 +123,14 @@ impl Replica {
         };
         let signer = Signer::root(root);
         let slot = replica.slot(signer, DocumentKind::Access, EpochId::default(), now, rng);
-        let mut entries = vec![replica.commit(signer, slot, vec![open_part(&open)], rng)?];
+        replica.commit(signer, slot, vec![open_part(&open)], rng)?;
         let newcomer = Newcomer {
             device: first.id(),
             agree: first.agree_public(),
             role: Role::Admin,
             name: name.to_owned(),
         };
-        entries.extend(replica.admit_by_root(root, now, rng, &newcomer)?);
+        let entries = replica.admit_by_root(root, now, rng, &newcomer)?;
         replica.ring.forget(&root.recovery.public());
         Ok((replica, entries))
     }
@@ -138,7 +138,7 @@ impl Replica {
     /// Writes versions to `names`; returns the entries to be stored.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn names(
         &mut self,
         keys: &DeviceKeys,
@@ -154,28 +154,14 @@ impl Replica {
         {
             return Err(AuthorError::Record);
         }
-        let (mut entries, epoch) = self.ready(signer, now, rng)?;
-        for group in group(records, |count, bytes| {
-            document::change_len(count, bytes, DEPENDENCIES_MAX + 1)
-        }) {
-            let slot = self.slot(signer, DocumentKind::Names, epoch, now, rng);
-            let body = document::author(&slot.place, &group).ok_or(AuthorError::Record)?;
-            let part = (
-                SealKind::Change,
-                Plain {
-                    codec: Codec::Change,
-                    body: Zeroizing::new(body),
-                },
-            );
-            entries.push(self.commit(signer, slot, vec![part], rng)?);
-        }
-        Ok(entries)
+        let result = self.names_as(signer, now, rng, records);
+        self.finish(result)
     }
 
     /// Writes statements about packs to `catalogue`; returns the entries to be stored.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn catalogue(
         &mut self,
         keys: &DeviceKeys,
@@ -192,25 +178,14 @@ impl Replica {
         {
             return Err(AuthorError::Record);
         }
-        let (mut entries, epoch) = self.ready(signer, now, rng)?;
-        for group in group(records, |_, bytes| bytes) {
-            let slot = self.slot(signer, DocumentKind::Catalogue, epoch, now, rng);
-            let part = (
-                SealKind::Holder,
-                Plain {
-                    codec: Codec::Records,
-                    body: Zeroizing::new(group.concat()),
-                },
-            );
-            entries.push(self.commit(signer, slot, vec![part], rng)?);
-        }
-        Ok(entries)
+        let result = self.catalogue_as(signer, now, rng, records);
+        self.finish(result)
     }
 
     /// Admits a device, as an admin; returns the entries to be stored.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn admit(
         &mut self,
         keys: &DeviceKeys,
@@ -220,13 +195,14 @@ impl Replica {
     ) -> Result<Vec<Entry>, AuthorError> {
         let signer = Signer::device(keys);
         self.may(signer, Role::Admin)?;
-        self.admit_as(signer, now, rng, newcomer)
+        let result = self.admit_as(signer, now, rng, newcomer);
+        self.finish(result)
     }
 
     /// Admits a device with the words.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn admit_by_root(
         &mut self,
         root: &RootKeys,
@@ -236,7 +212,8 @@ impl Replica {
     ) -> Result<Vec<Entry>, AuthorError> {
         let signer = Signer::root(root);
         self.may(signer, Role::Admin)?;
-        self.admit_as(signer, now, rng, newcomer)
+        let result = self.admit_as(signer, now, rng, newcomer);
+        self.finish(result)
     }
 
     /// Removes a device, as an admin, or ends this device's own membership; returns the entries to be stored.
@@ -244,7 +221,7 @@ impl Replica {
     /// Of what the device wrote, all that counts here now goes on counting, and nothing else ever will.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn remove(
         &mut self,
         keys: &DeviceKeys,
@@ -261,13 +238,14 @@ impl Replica {
                 Role::Admin
             },
         )?;
-        self.remove_as(signer, now, rng, device)
+        let result = self.remove_as(signer, now, rng, device);
+        self.finish(result)
     }
 
     /// Removes a device with the words; the only way to remove an admin.
     ///
     /// # Errors
-    /// [`AuthorError`]; nothing was written then, save perhaps an epoch.
+    /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
     pub fn remove_by_root(
         &mut self,
         root: &RootKeys,
@@ -277,7 +255,8 @@ impl Replica {
     ) -> Result<Vec<Entry>, AuthorError> {
         let signer = Signer::root(root);
         self.may(signer, Role::Admin)?;
-        self.remove_as(signer, now, rng, device)
+        let result = self.remove_as(signer, now, rng, device);
+        self.finish(result)
     }
 
     /// Opens a new epoch that follows all heads, sealed to the devices that belong.
@@ -292,7 +271,8 @@ impl Replica {
     ) -> Result<Vec<Entry>, AuthorError> {
         let signer = Signer::device(keys);
         self.may(signer, Role::Member)?;
-        Ok(vec![self.mint_as(signer, now, rng)?])
+        let result = self.mint_as(signer, now, rng);
+        self.finish(result)
     }
 
     /// Whether the signer belongs with at least this role, and this program knows all there is.
@@ -317,38 +297,88 @@ impl Replica {
         }
     }
 
+    /// What was written. Should a later entry have failed, the earlier ones have their place already: they are handed out
+    /// as if they had come from elsewhere, and none is lost.
+    fn finish(&mut self, result: Result<(), AuthorError>) -> Result<Vec<Entry>, AuthorError> {
+        let written = std::mem::take(&mut self.written);
+        match result {
+            Ok(()) => Ok(written),
+            Err(error) => {
+                self.accepted.extend(written);
+                Err(error)
+            }
+        }
+    }
+
+    fn names_as(
+        &mut self,
+        signer: Signer<'_>,
+        now: Time,
+        rng: &mut Rng,
+        records: Vec<Vec<u8>>,
+    ) -> Result<(), AuthorError> {
+        let epoch = self.ready(signer, now, rng)?;
+        for group in group(records, |count, bytes| {
+            document::change_len(count, bytes, DEPENDENCIES_MAX + 1)
+        }) {
+            let slot = self.slot(signer, DocumentKind::Names, epoch, now, rng);
+            let body = document::author(&slot.place, &group).ok_or(AuthorError::Record)?;
+            let plain = Plain {
+                codec: Codec::Change,
+                body: Zeroizing::new(body),
+            };
+            self.commit(signer, slot, vec![(SealKind::Change, plain)], rng)?;
+        }
+        Ok(())
+    }
+
+    fn catalogue_as(
+        &mut self,
+        signer: Signer<'_>,
+        now: Time,
+        rng: &mut Rng,
+        records: Vec<Vec<u8>>,
+    ) -> Result<(), AuthorError> {
+        let epoch = self.ready(signer, now, rng)?;
+        for group in group(records, |_, bytes| bytes) {
+            let slot = self.slot(signer, DocumentKind::Catalogue, epoch, now, rng);
+            let plain = Plain {
+                codec: Codec::Records,
+                body: Zeroizing::new(group.concat()),
+            };
+            self.commit(signer, slot, vec![(SealKind::Holder, plain)], rng)?;
+        }
+        Ok(())
+    }
+
     /// An epoch to seal under; opens one if none will do and this author can.
     fn ready(
         &mut self,
         signer: Signer<'_>,
         now: Time,
         rng: &mut Rng,
-    ) -> Result<(Vec<Entry>, EpochId), AuthorError> {
-        let mut entries = Vec::new();
+    ) -> Result<EpochId, AuthorError> {
+        let mut minted = 0;
         loop {
             let role = self.role_of(signer);
             match self.sealing_as(role) {
-                SealState::Ready(epoch) => return Ok((entries, epoch)),
+                SealState::Ready(epoch) => return Ok(epoch),
                 SealState::NeedsEpoch(why) => {
                     let waits = matches!(
                         why,
                         NotReady::Unopened | NotReady::NoEpoch | NotReady::NotMember
                     );
-                    if waits || role < Role::Member || entries.len() == MINTS_MAX {
+                    if waits || role < Role::Member || minted == MINTS_MAX {
                         return Err(AuthorError::NotReady(why));
                     }
-                    entries.push(self.mint_as(signer, now, rng)?);
+                    self.mint_as(signer, now, rng)?;
+                    minted += 1;
                 }
             }
         }
     }
 
-    fn mint_as(
-        &mut self,
-        signer: Signer<'_>,
-        now: Time,
-        rng: &mut Rng,
-    ) -> Result<Entry, AuthorError> {
+    fn mint_as(&mut self, signer: Signer<'_>, now: Time, rng: &mut Rng) -> Result<(), AuthorError> {
         let to = recipients(&self.access, None);
         let Minted {
             record,
@@ -475,7 +505,7 @@ impl Replica {
         now: Time,
         rng: &mut Rng,
         newcomer: &Newcomer,
-    ) -> Result<Vec<Entry>, AuthorError> {
+    ) -> Result<(), AuthorError> {
         if self.access.removed.contains_key(&newcomer.device) {
             return Err(AuthorError::Removed);
         }
@@ -485,7 +515,7 @@ impl Replica {
         if newcomer.role == Role::Admin && !signer.is_root {
             return Err(AuthorError::NotAllowed);
         }
-        let (mut entries, epoch) = self.ready(signer, now, rng)?;
+        let epoch = self.ready(signer, now, rng)?;
         let mut to = BTreeSet::from([(newcomer.agree, KeyPart::Holder)]);
         if newcomer.role >= Role::Member {
             to.insert((newcomer.agree, KeyPart::Member));
@@ -502,8 +532,7 @@ impl Replica {
         };
         let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
         let sealed = sealed_part(&slot.place, &Sealed::Member(newcomer.clone()))?;
-        entries.push(self.commit(signer, slot, vec![sealed, open_part(&open)], rng)?);
-        Ok(entries)
+        self.commit(signer, slot, vec![sealed, open_part(&open)], rng)
     }
 
     fn remove_as(
@@ -512,7 +541,7 @@ impl Replica {
         now: Time,
         rng: &mut Rng,
         device: DeviceId,
-    ) -> Result<Vec<Entry>, AuthorError> {
+    ) -> Result<(), AuthorError> {
         let Some(role) = self.access.role(&device) else {
             return Err(AuthorError::UnknownDevice);
         };
@@ -520,7 +549,7 @@ impl Replica {
         if role == Role::Admin && !signer.is_root && !own {
             return Err(AuthorError::NotAllowed);
         }
-        let (mut entries, epoch) = self.ready(signer, now, rng)?;
+        let epoch = self.ready(signer, now, rng)?;
         let removal = Removal {
             device,
             frontier: self.frontier_of(&device),
@@ -544,8 +573,7 @@ impl Replica {
         let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
         let mut parts = vec![sealed_part(&slot.place, &Sealed::Removal(removal))?];
         parts.extend(open.as_ref().map(open_part));
-        entries.push(self.commit(signer, slot, parts, rng)?);
-        Ok(entries)
+        self.commit(signer, slot, parts, rng)
     }
 
     /// The entries of a device that count and that no other one of them has in its past.
@@ -716,7 +744,7 @@ impl Replica {
         slot: Slot,
         parts: Vec<(SealKind, Plain)>,
         rng: &mut Rng,
-    ) -> Result<Entry, AuthorError> {
+    ) -> Result<(), AuthorError> {
         let header = slot.header;
         let (document, nonce, hlc, next) =
             (header.document, header.nonce, header.hlc, header.seq + 1);
@@ -748,7 +776,8 @@ impl Replica {
                 },
             );
         }
-        Ok(entry)
+        self.written.push(entry);
+        Ok(())
     }
 }
 

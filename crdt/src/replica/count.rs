@@ -24,7 +24,8 @@ impl Replica {
         if folded {
             self.renew_access();
         }
-        if folded || keys_changed {
+        let used_changed = std::mem::take(&mut self.used_changed);
+        if folded || keys_changed || used_changed {
             self.renew_sealing();
         }
     }
@@ -102,7 +103,7 @@ impl Replica {
 
     /// Whether an entry counts.
     pub(super) fn judge(&self, at: u32) -> bool {
-        let Some(node) = self.node(at) else {
+        let Some(node) = self.node(at).filter(|node| !node.thrown_out) else {
             return false;
         };
         if let Some(place) = node.place {
@@ -175,11 +176,28 @@ impl Replica {
     }
 
     fn set_counted(&mut self, at: u32, counts: bool) {
-        let epoch = self.node(at).filter(|_| counts).map(|node| node.epoch);
-        if let Some(node) = self.node_mut(at) {
-            node.counted = counts;
+        let Some(node) = self.node_mut(at) else {
+            return;
+        };
+        let before = std::mem::replace(&mut node.counted, counts);
+        let epoch = node.epoch;
+        match (before, counts) {
+            (false, true) => {
+                let users = self.used.entry(epoch).or_default();
+                self.used_changed |= *users == 0;
+                *users += 1;
+            }
+            (true, false) => {
+                if let Some(users) = self.used.get_mut(&epoch) {
+                    *users -= 1;
+                    if *users == 0 {
+                        self.used.remove(&epoch);
+                        self.used_changed = true;
+                    }
+                }
+            }
+            _ => {}
         }
-        self.used.extend(epoch);
     }
 
     fn note_void(&mut self, at: u32) {

@@ -199,6 +199,10 @@ impl Replica {
         let (Some(parts), Some(parents)) = (entry.parts(), self.resolve(header)) else {
             return Linked::Rejected("without its payload");
         };
+        // One that waited for something else may have been overtaken by the fate of another parent.
+        if parents.all().any(|at| self.is_thrown_out(at)) {
+            return Linked::Rejected("builds upon a refused entry");
+        }
         if let Err(why) = self
             .check_chain(header, &parents)
             .and_then(|()| check_shape(header, &parts))

@@ -22,8 +22,9 @@ struct Waiting {
 }
 
 /// Entries that wait for others.
-#[derive(Default)]
 pub(super) struct Pending {
+    entries_max: usize,
+    bytes_max: usize,
     waiting: BTreeMap<EntryId, Waiting>,
     by_missing: BTreeMap<EntryId, BTreeSet<EntryId>>,
     by_author: BTreeMap<DeviceId, (usize, usize)>,
@@ -36,7 +37,24 @@ fn weight(entry: &Entry) -> usize {
     entry.payload().map_or(0, bytes::Bytes::len) + 1024 + parents * 256
 }
 
+impl Default for Pending {
+    fn default() -> Self {
+        Self::with_limits(ENTRIES_MAX, BYTES_MAX)
+    }
+}
+
 impl Pending {
+    fn with_limits(entries_max: usize, bytes_max: usize) -> Self {
+        Self {
+            entries_max,
+            bytes_max,
+            waiting: BTreeMap::new(),
+            by_missing: BTreeMap::new(),
+            by_author: BTreeMap::new(),
+            bytes: 0,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -67,10 +85,10 @@ impl Pending {
         let bytes = weight(&entry);
         let author = entry.header().author;
         let (count, held) = self.by_author.get(&author).copied().unwrap_or_default();
-        if count >= ENTRIES_MAX / SHARE || held + bytes > BYTES_MAX / SHARE {
+        if count >= self.entries_max / SHARE || held + bytes > self.bytes_max / SHARE {
             return false;
         }
-        while self.waiting.len() >= ENTRIES_MAX || self.bytes + bytes > BYTES_MAX {
+        while self.waiting.len() >= self.entries_max || self.bytes + bytes > self.bytes_max {
             let stranger = self
                 .by_author
                 .keys()
@@ -165,5 +183,83 @@ impl Pending {
             .keys()
             .filter(|id| !self.waiting.contains_key(*id));
         wanted.take(ENTRIES_MAX).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Codec, DocumentKind, Draft, Header, Nonce, Plain, SealKeys, SealKind};
+    use kith_object::id::{EpochId, SpaceId};
+    use kith_object::key::{DeviceKeys, Rng};
+    use kith_object::time::Hlc;
+    use zeroize::Zeroizing;
+
+    fn orphan(keys: &DeviceKeys, parent: u8, rng: &mut Rng) -> Entry {
+        let header = Header {
+            space: SpaceId([1; 32]),
+            document: DocumentKind::Access,
+            author: keys.id(),
+            nonce: Nonce(rng.bytes()),
+            seq: 0,
+            previous: EntryId::default(),
+            hlc: Hlc(1),
+            epoch: EpochId::default(),
+            payload_len: 0,
+            payload_root: [0; 32],
+            access_heads: vec![EntryId([parent; 32])],
+            dependencies: Vec::new(),
+        };
+        let plain = Plain {
+            codec: Codec::Records,
+            body: Zeroizing::new(Vec::new()),
+        };
+        let draft = Draft {
+            header,
+            parts: vec![(SealKind::Open, plain)],
+        };
+        draft
+            .seal(SealKeys::default(), keys.sign_key(), rng)
+            .unwrap()
+    }
+
+    fn add(pending: &mut Pending, entry: &Entry, known: &[DeviceId]) -> bool {
+        let missing = entry.header().parents().collect();
+        pending.add((entry.clone(), Origin::Peer), missing, |author| {
+            known.contains(author)
+        })
+    }
+
+    #[test]
+    fn flood_of_orphans_leaves_room_for_members() {
+        let mut rng = Rng::from_seed([3; 32]);
+        let member = DeviceKeys::generate(&mut rng);
+        let known = [member.id()];
+        let mut pending = Pending::with_limits(40, 1 << 20);
+        // One stranger gets its share and no more; many get all that is left.
+        let stranger = DeviceKeys::generate(&mut rng);
+        let kept = (0..40)
+            .filter(|_| {
+                let entry = orphan(&stranger, 1, &mut rng);
+                add(&mut pending, &entry, &known)
+            })
+            .count();
+        assert_eq!(kept, 10);
+        for _ in 0..60 {
+            let keys = DeviceKeys::generate(&mut rng);
+            let entry = orphan(&keys, 2, &mut rng);
+            add(&mut pending, &entry, &known);
+        }
+        assert_eq!(pending.len(), 40);
+        let mine: Vec<Entry> = (0..10).map(|_| orphan(&member, 3, &mut rng)).collect();
+        assert!(mine.iter().all(|entry| add(&mut pending, entry, &known)));
+        assert!(pending.len() <= 40);
+        let freed = pending.release(&EntryId([3; 32]));
+        assert_eq!(freed.len(), 10);
+        for parent in [1, 2] {
+            pending.release(&EntryId([parent; 32]));
+        }
+        assert_eq!((pending.len(), pending.bytes), (0, 0));
+        assert!(pending.by_author.is_empty() && pending.by_missing.is_empty());
     }
 }

@@ -127,7 +127,8 @@ impl Replica {
             KeyPart::Holder => self.ring.holder(epoch).is_some(),
             KeyPart::Member => self.ring.member(epoch).is_some(),
         };
-        let matter: BTreeSet<&EpochId> = self.verdict.epochs.keys().chain(&self.used).collect();
+        let matter: BTreeSet<&EpochId> =
+            self.verdict.epochs.keys().chain(self.used.keys()).collect();
         matter
             .into_iter()
             .filter(|epoch| has(epoch) && !reached.contains(epoch))

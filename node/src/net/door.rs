@@ -77,7 +77,7 @@ pub enum DoorEvent {
     /// Somebody may knock at this address.
     Listening(Multiaddr),
     /// Somebody knocks.
-    Knock(DoorStream),
+    Knock(Box<DoorStream>),
 }
 
 /// The owner's side of a door.
@@ -216,7 +216,12 @@ async fn serve(
             SwarmEvent::Behaviour(BehavioursEvent::Streams(Outcome {
                 peer,
                 stream: Some(stream),
-            })) => DoorEvent::Knock(DoorStream::new(local_peer.clone(), peer, stream, None)),
+            })) => DoorEvent::Knock(Box::new(DoorStream::new(
+                local_peer.clone(),
+                peer,
+                stream,
+                None,
+            ))),
             _ => continue,
         };
         match events.try_send(event) {
@@ -633,11 +638,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: stream,
                 ..
-            }) => {
-                if std::mem::take(&mut self.answers) {
-                    self.outcome = Some(Some(stream));
-                }
-            }
+            }) if std::mem::take(&mut self.answers) => self.outcome = Some(Some(stream)),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
                 ..

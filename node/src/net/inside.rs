@@ -21,9 +21,7 @@ use libp2p::kad::store::{MemoryStore, MemoryStoreConfig, RecordStore};
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, StoreInserts};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, StreamProtocol, SwarmEvent};
-use libp2p::{
-    Multiaddr, PeerId, Swarm, SwarmBuilder, TransportError, identify, noise, ping, tcp, yamux,
-};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identify, noise, ping, tcp, yamux};
 use tokio::runtime;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -634,7 +632,7 @@ impl Task {
         let Some(peer) = peer_of(&device) else {
             return self.outbox.notice(NetEvent::Unreachable(device)).await;
         };
-        if self.dials.contains_key(&device) || self.swarm.is_connected(&peer) {
+        if self.dials.contains_key(&device) || self.streams.is_connected(&device) {
             return Ok(());
         }
         if self.dials.len() >= DIALS_MAX {
@@ -678,16 +676,19 @@ impl Task {
     }
 
     fn attempt(&mut self, device: DeviceId, peer: PeerId, addrs: Vec<Multiaddr>) {
+        // From a port of its own: two devices that dial each other from the ports they listen on would open one and the same connection, both as its dialler.
         let opts = if addrs.is_empty() {
             DialOpts::peer_id(peer)
-                .condition(PeerCondition::Disconnected)
+                .condition(PeerCondition::Always)
                 .override_dial_concurrency_factor(DIALS_AT_ONCE)
+                .allocate_new_port()
                 .build()
         } else {
             DialOpts::peer_id(peer)
                 .addresses(addrs)
-                .condition(PeerCondition::Disconnected)
+                .condition(PeerCondition::Always)
                 .override_dial_concurrency_factor(DIALS_AT_ONCE)
+                .allocate_new_port()
                 .build()
         };
         let id = opts.connection_id();
@@ -713,7 +714,7 @@ impl Task {
             return Box::pin(self.dial_later(device)).await;
         }
         self.dials.remove(&device);
-        if peer_of(&device).is_some_and(|peer| self.swarm.is_connected(&peer)) {
+        if self.streams.is_connected(&device) {
             return Ok(());
         }
         self.outbox.notice(NetEvent::Unreachable(device)).await
@@ -772,10 +773,11 @@ impl Task {
 
     async fn on_happening(&mut self, happening: Happening) -> Result<(), OwnerGone> {
         match happening {
-            Happening::Streams(StreamsEvent::Connected(device)) => {
+            Happening::Streams(StreamsEvent::Connected(newcomer)) => {
+                let device = newcomer.device();
                 self.dials.remove(&device);
                 self.outbox.notice(NetEvent::Connected(device)).await?;
-                self.streams.announced(&device);
+                newcomer.announced();
                 Ok(())
             }
             Happening::Streams(StreamsEvent::Disconnected(device)) => {

@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::future::{self, Future};
+use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use std::{future, io};
 
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +31,7 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use tokio::runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::debug;
 
 use super::event::{NetEvent, Outbox, OwnerGone};
@@ -100,7 +101,7 @@ pub(super) struct Shared {
     peers: Mutex<BTreeMap<DeviceId, Arc<Peer>>>,
     outbox: Outbox,
     runtime: runtime::Handle,
-    /// At most one for each incoming stream, and those are counted.
+    /// At most one for each incoming stream, and those are counted; else the owner's word.
     faults: mpsc::UnboundedSender<(DeviceId, Fault)>,
     pub(super) counters: Counters,
     /// Incoming messages whose stream breaks behind the prefix.
@@ -114,6 +115,8 @@ struct Peer {
     device: DeviceId,
     /// Bytes its readers may hold. None until the owner has been told of the device, so that no message comes before.
     inbound: Arc<Semaphore>,
+    /// Ends its pumps and readers, wherever they stand.
+    ended: watch::Sender<bool>,
     state: Mutex<PeerState>,
 }
 
@@ -194,7 +197,8 @@ impl Shared {
                 scratch: Vec::new(),
                 waiting: bytes.clone(),
             };
-            self.runtime.spawn(pump.run(messages));
+            self.runtime
+                .spawn(peer.clone().while_there(pump.run(messages)));
             Lane { queue, bytes }
         });
         if lane.bytes.load(Ordering::Relaxed) + len > LANE_BYTES_MAX {
@@ -209,11 +213,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Lets messages of a device through, once its owner knows of it.
-    pub(super) fn announced(&self, device: &DeviceId) {
-        if let Some(peer) = self.peer(device) {
-            peer.inbound.add_permits(INBOUND_BYTES_MAX);
-        }
+    /// Whether a device is there, as its owner has been or will be told.
+    pub(super) fn is_connected(&self, device: &DeviceId) -> bool {
+        self.peer(device).is_some()
     }
 
     /// A stream of its own to a device, to write on it what no honest device would.
@@ -231,7 +233,8 @@ impl Shared {
     #[cfg(test)]
     pub(super) fn transports(&self, device: &DeviceId) -> Vec<bool> {
         let peer = self.peer(device).expect("the test has connected it");
-        locked(&peer.state)
+        let state = locked(&peer.state);
+        state
             .connections
             .iter()
             .map(|connection| connection.tcp)
@@ -278,6 +281,16 @@ impl Peer {
         state.lanes.clear();
         state.connections.clear();
         self.inbound.close();
+        self.ended.send_replace(true);
+    }
+
+    /// Runs a task until it or the device's presence ends; a transport may take its time to break a stream.
+    async fn while_there(self: Arc<Self>, task: impl Future<Output = ()>) {
+        let mut ended = self.ended.subscribe();
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => {}
+            () = task => {}
+        }
     }
 
     /// Opens a stream, on TCP if there is a choice.
@@ -501,10 +514,25 @@ async fn read_messages(
     }
 }
 
+/// A device that has come, of which the owner is still to be told.
+#[derive(Debug)]
+pub(super) struct Newcomer(Arc<Peer>);
+
+impl Newcomer {
+    pub(super) fn device(&self) -> DeviceId {
+        self.0.device
+    }
+
+    /// Lets its messages through, once the owner knows of it.
+    pub(super) fn announced(self) {
+        self.0.inbound.add_permits(INBOUND_BYTES_MAX);
+    }
+}
+
 /// A device came or went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum StreamsEvent {
-    Connected(DeviceId),
+    Connected(Newcomer),
     Disconnected(DeviceId),
 }
 
@@ -598,6 +626,7 @@ impl Streams {
             Arc::new(Peer {
                 device,
                 inbound: Arc::new(Semaphore::new(0)),
+                ended: watch::Sender::new(false),
                 state: Mutex::default(),
             })
         });
@@ -620,10 +649,12 @@ impl Streams {
             tcp: is_tcp(endpoint.get_remote_address()),
             opens,
         });
-        let device = peer.device;
-        if locked(&self.shared.peers).insert(device, peer).is_none() {
+        let known = locked(&self.shared.peers).insert(peer.device, peer.clone());
+        if known.is_none() {
             self.actions
-                .push_back(ToSwarm::GenerateEvent(StreamsEvent::Connected(device)));
+                .push_back(ToSwarm::GenerateEvent(StreamsEvent::Connected(Newcomer(
+                    peer,
+                ))));
         }
     }
 }
@@ -698,6 +729,10 @@ impl NetworkBehaviour for Streams {
             let Some(peer) = super::peer_of(&device) else {
                 continue;
             };
+            // Several of its streams may have found fault with one device.
+            if !self.shared.is_connected(&device) {
+                continue;
+            }
             debug!(peer = %device, ?fault, "device cut off");
             self.shared.counters.cut.fetch_add(1, Ordering::Relaxed);
             self.refused.insert(peer, Instant::now() + REFUSAL);
@@ -825,7 +860,9 @@ impl ConnectionHandler for Handler {
                     stream,
                     slot,
                 );
-                self.shared.runtime.spawn(reader);
+                self.shared
+                    .runtime
+                    .spawn(self.peer.clone().while_there(reader));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,

@@ -557,7 +557,21 @@ impl Node {
     }
 
     /// What is meant: a label for people, a name for the destination, and the item.
-    async fn find(&self, what: &What) -> Result<(String, Item), Failure> {
+    async fn find(&self, what: &What, wait: bool) -> Result<(String, Item), Failure> {
+        loop {
+            match self.find_now(what).await {
+                // What another device put may not be known here yet.
+                Err(failure)
+                    if wait && failure.kind == FailureKind::NotFound && self.asker.is_online() =>
+                {
+                    tokio::time::sleep(PROGRESS_EVERY).await;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn find_now(&self, what: &What) -> Result<(String, Item), Failure> {
         match what {
             What::Cid(text) => {
                 let cid: Cid = text.parse().map_err(|error| {
@@ -603,7 +617,7 @@ impl Node {
         wait: bool,
         tell: &Teller,
     ) -> Result<(), Failure> {
-        let (label, item) = self.find(&what).await?;
+        let (label, item) = self.find(&what, wait).await?;
         let source = self.source(wait).await?;
         let tally = source.tally.clone();
         let _cancel = CancelOnDrop({
@@ -658,7 +672,7 @@ impl Node {
     }
 
     async fn cat(&self, what: What, wait: bool, tell: &Teller) -> Result<(), Failure> {
-        let (label, item) = self.find(&what).await?;
+        let (label, item) = self.find(&what, wait).await?;
         let what = || format!("print {label}");
         let link = match &item {
             Item::Leaf {

@@ -134,7 +134,7 @@ pub(super) async fn keep(
         tokio::select! {
             event = knocks.recv() => match event {
                 Some(DoorEvent::Listening(addr)) => super::held(&keeper.node.door).push(addr.to_string()),
-                Some(DoorEvent::Knock(stream)) => keeper.knocked(stream),
+                Some(DoorEvent::Knock(stream)) => keeper.knocked(*stream),
                 None => return,
             },
             ask = asks.recv() => match ask {
@@ -355,6 +355,10 @@ impl Keeper {
         let Some(follower) = self.followers.get_mut(&ticket) else {
             return;
         };
+        // A newcomer whose connection broke comes again with the same code; a person is asked once.
+        if follower.newcomer.is_some() {
+            return;
+        }
         follower.newcomer = Some((name.clone(), device));
         let knock = Event::Knock {
             ticket: ticket.to_string(),

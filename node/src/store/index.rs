@@ -86,18 +86,25 @@ impl FjallIndex {
     /// # Errors
     /// Whatever the system says, a full disk for one; `WouldBlock` if another process has it open.
     pub fn open(folder: &Path, key: &Secret) -> io::Result<Self> {
+        make_folder(folder)?;
         let marker = marker(folder);
         if marker.exists() {
             remove_folder(folder)?;
-            fs::remove_file(&marker)?;
         }
-        match Self::open_as_it_is(folder, key) {
+        // Some damage ends the process while fjall opens (an absurd allocation); the marker it leaves helps the next start.
+        // Best effort: on a full disk the index still opens.
+        let marked = File::create(&marker).is_ok();
+        let index = match Self::open_as_it_is(folder, key) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 remove_folder(folder)?;
                 Self::open_as_it_is(folder, key)
             }
             result => result,
+        };
+        if marked {
+            fs::remove_file(&marker)?;
         }
+        index
     }
 
     fn open_as_it_is(folder: &Path, key: &Secret) -> io::Result<Self> {
@@ -479,7 +486,7 @@ fn decode_pack(bytes: &[u8]) -> Option<(PackId, PackInfo)> {
     Some((PackId(*pack), info))
 }
 
-/// Its presence says that the index beside it is damaged.
+/// Its presence says that the index beside it is damaged, or that a process ended while opening it.
 fn marker(folder: &Path) -> PathBuf {
     let mut name = folder.file_name().unwrap_or_default().to_owned();
     name.push(".damaged");

@@ -124,6 +124,36 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
     }
 }
 
+/// Bytes that a medium loses together, as far as [`read_around`] cares.
+const PIECE_BYTES: usize = 4096;
+
+/// Reads as [`Disk::read_at`] does, with zeros in place of what the medium has lost.
+pub(crate) fn read_around<D: Disk + ?Sized>(
+    disk: &D,
+    name: &str,
+    offset: u64,
+    len: usize,
+) -> io::Result<Vec<u8>> {
+    let lost = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
+    match disk.read_at(name, offset, len) {
+        Err(error) if lost(&error) => {}
+        result => return result,
+    }
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = offset.saturating_add(bytes.len() as u64);
+        // Up to the next whole piece of the file, so that one lost sector spoils one piece.
+        let into = usize::try_from(at % PIECE_BYTES as u64).unwrap_or(0);
+        let part = (PIECE_BYTES - into).min(len - bytes.len());
+        match disk.read_at(name, at, part) {
+            Ok(piece) => bytes.extend_from_slice(&piece),
+            Err(error) if lost(&error) => bytes.resize(bytes.len() + part, 0),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
+
 /// Longest file name a disk takes.
 pub const NAME_BYTES_MAX: usize = 128;
 
@@ -298,6 +328,8 @@ struct SimFile {
     synced: usize,
     /// Synced bytes that stood behind `synced` before the file was cut.
     cut: Vec<u8>,
+    /// Sectors that can no longer be read.
+    lost: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -373,6 +405,17 @@ impl SimDisk {
         let file = sim.files.get_mut(&file).expect("every name has a file");
         let at = usize::try_from(bit / 8).expect("files fit in memory");
         *file.data.get_mut(at).expect("the byte is there") ^= 1 << (bit % 8);
+    }
+
+    /// Lets the medium lose the sector that holds this byte: reads that touch it fail with `InvalidData`.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn lose_sector(&self, name: &str, offset: u64) {
+        let mut sim = lock(&self.inner);
+        let file = sim.names.get(name).copied().expect("the file is there");
+        let file = sim.files.get_mut(&file).expect("every name has a file");
+        file.lost.insert(offset / SECTOR_BYTES as u64);
     }
 
     /// Inverts one random bit of a random non-empty file; answers which.
@@ -643,6 +686,12 @@ impl Disk for SimDisk {
         };
         let start = usize::try_from(offset).map_err(|_| end())?;
         let stop = start.checked_add(len).ok_or_else(end)?;
+        let sectors = start / SECTOR_BYTES..stop.div_ceil(SECTOR_BYTES);
+        let lost = |sector: &u64| usize::try_from(*sector).is_ok_and(|at| sectors.contains(&at));
+        if stop <= file.data.len() && file.lost.iter().any(lost) {
+            let text = format!("file {name} has lost bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         file.data
             .get(start..stop)
             .map(<[u8]>::to_vec)

@@ -1,6 +1,6 @@
 //! Logs: records one behind the other in a file, each with its checksum, for what packs do not hold.
 //!
-//! Spec: `protocol/spec/log.md`.
+//! Spec: `protocol/spec/log.md`, "Frames".
 
 use std::io;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, Group, lock};
+use crate::disk::{Disk, Group, lock, read_around};
 
 /// Bytes before the first frame.
 pub const HEADER_BYTES: usize = 16;
@@ -30,7 +30,7 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// What went wrong with a log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The file does not begin as a log of this version does.
+    /// The file does not begin as a log of this version does, and holds no sound frame either.
     #[error("{name} is not a log of version {VERSION}")]
     NotALog {
         /// The file.
@@ -168,19 +168,14 @@ impl<D: Disk> Log<D> {
         let front = usize::try_from(len)
             .unwrap_or(HEADER_BYTES)
             .min(HEADER_BYTES);
-        let front = disk.read_at(name, 0, front).map_err(read_error)?;
-        if front != header() {
-            // The header is synced before the first record, so only a log that never held one may have been cut short at birth.
-            let newborn = len <= HEADER_BYTES as u64
-                && front
-                    .iter()
-                    .zip(header())
-                    .all(|(byte, whole)| *byte == whole || *byte == 0);
-            if !newborn {
-                return Err(LogError::NotALog {
-                    name: name.to_owned(),
-                });
-            }
+        let front = read_around(&disk, name, 0, front).map_err(read_error)?;
+        let newborn = len <= HEADER_BYTES as u64
+            && front
+                .iter()
+                .zip(header())
+                .all(|(byte, whole)| *byte == whole || *byte == 0);
+        if newborn && front != header() {
+            // The header is synced before the first record, so only a log that never held one is cut short at birth.
             disk.truncate(name, 0).map_err(write_error)?;
             disk.append(name, &header()).map_err(write_error)?;
             len = HEADER_BYTES as u64;
@@ -194,6 +189,16 @@ impl<D: Disk> Log<D> {
         };
         let mut offset = HEADER_BYTES as u64;
         let mut fault: Option<u64> = None;
+        if !newborn && front != header() {
+            // A sound frame proves by its place that this is a log whose first bytes are damaged.
+            offset = window.next_sound(0).map_err(read_error)?;
+            if offset == len {
+                return Err(LogError::NotALog {
+                    name: name.to_owned(),
+                });
+            }
+            fault = Some(0);
+        }
         while offset < len {
             match window.frame(offset).map_err(read_error)? {
                 Frame::Sound(record) => {
@@ -208,7 +213,8 @@ impl<D: Disk> Log<D> {
                 broken => {
                     fault.get_or_insert(offset);
                     offset = match broken {
-                        // Only if a sound frame follows is this one known to be whole: else it may be torn, and later ones stand inside its length.
+                        // Only if a sound frame follows is this one known to be whole: else it may be torn, and later ones stand
+                        // inside its length.
                         Frame::Broken { next } if window.is_sound(next).map_err(read_error)? => {
                             next
                         }
@@ -382,7 +388,7 @@ fn keep_tail(disk: &impl Disk, name: &str, from: u64, len: u64) -> io::Result<()
             let part = usize::try_from(len - offset)
                 .unwrap_or(usize::MAX)
                 .min(WINDOW_BYTES);
-            disk.append(&copy, &disk.read_at(name, offset, part)?)?;
+            disk.append(&copy, &read_around(disk, name, offset, part)?)?;
             offset += part as u64;
         }
         disk.sync(&copy)?;
@@ -468,9 +474,8 @@ impl<D: Disk> Window<'_, D> {
         let skip = match inside {
             Some(skip) if self.bytes.len().saturating_sub(skip) >= least => skip,
             _ => {
-                self.bytes =
-                    self.disk
-                        .read_at(self.name, offset, least.max(WINDOW_BYTES).min(left))?;
+                let len = least.max(WINDOW_BYTES).min(left);
+                self.bytes = read_around(self.disk, self.name, offset, len)?;
                 self.start = offset;
                 0
             }
@@ -494,6 +499,17 @@ impl<D: Disk> Window<'_, D> {
         Ok(judge(offset, record, &check))
     }
 
+    /// The next sound frame, from `offset` on; the end of the file if there is none.
+    fn next_sound(&mut self, mut offset: u64) -> io::Result<u64> {
+        loop {
+            offset = self.next_magic(offset)?;
+            if offset == self.len || self.is_sound(offset)? {
+                return Ok(offset);
+            }
+            offset += 1;
+        }
+    }
+
     fn is_sound(&mut self, offset: u64) -> io::Result<bool> {
         Ok(matches!(self.frame(offset)?, Frame::Sound(_)))
     }
@@ -503,7 +519,7 @@ impl<D: Disk> Window<'_, D> {
         if offset.saturating_add(FRAME_BYTES as u64) > self.len {
             return Ok(Frame::None);
         }
-        let head = self.disk.read_at(self.name, offset, FRAME_BYTES)?;
+        let head = read_around(self.disk, self.name, offset, FRAME_BYTES)?;
         let Some((len, check)) = parse_head(offset, &head) else {
             return Ok(Frame::None);
         };
@@ -511,7 +527,7 @@ impl<D: Disk> Window<'_, D> {
         if start.saturating_add(len as u64) > self.len {
             return Ok(Frame::None);
         }
-        let record = self.disk.read_at(self.name, start, len)?;
+        let record = read_around(self.disk, self.name, start, len)?;
         if record_hash(&record) == check {
             return Ok(Frame::Sound(Bytes::from(record)));
         }

@@ -1,6 +1,6 @@
 //! Packs: blocks in one immutable file, the unit of placement, replication and announcement.
 //!
-//! Spec: `protocol/spec/pack.md`.
+//! Spec: `protocol/spec/pack.md`, "Layout".
 
 use std::ops::Range;
 
@@ -252,7 +252,7 @@ fn record_head(bytes: &[u8]) -> Option<(Cid, usize, usize)> {
 
 /// Writes a pack from front to back; the owner appends what it answers to the file.
 ///
-/// Spec: `protocol/spec/pack.md`, "Records", "Footer".
+/// Spec: `protocol/spec/pack.md`, "Records".
 #[derive(Debug, Clone)]
 pub struct PackWriter {
     header: Header,

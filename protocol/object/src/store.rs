@@ -1,6 +1,6 @@
 //! The store of one device: blocks in packs on a [`Disk`], found by an [`Index`].
 //!
-//! Spec: `protocol/spec/store.md`.
+//! Spec: `protocol/spec/store.md`, "Order of writes".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, Group, lock};
+use crate::disk::{Disk, Group, lock, read_around};
 use crate::id::{Cid, PackId, SpaceId};
 use crate::index::{Index, PackInfo};
 use crate::pack::{
@@ -369,14 +369,20 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         for (pack, name) in closed.iter().filter(|(pack, _)| !known.contains(pack)) {
             match store.read_footer(pack) {
-                Ok((info, blocks)) => {
-                    store
-                        .index
-                        .insert_pack(pack, info, &blocks)
-                        .map_err(|source| StoreError::Index { source })?;
-                    lock(&store.born).push(Born { pack: *pack, info });
-                    report.indexed += 1;
-                }
+                Ok((info, blocks)) => match store.index.insert_pack(pack, info, &blocks) {
+                    Ok(()) => {
+                        lock(&store.born).push(Born { pack: *pack, info });
+                        report.indexed += 1;
+                    }
+                    Err(source)
+                        if source.kind() == io::ErrorKind::StorageFull
+                            && report.waiting.len() < UNFINISHED_MAX =>
+                    {
+                        store.hold_in_place(name)?;
+                        report.waiting.push(((*name).clone(), source.to_string()));
+                    }
+                    Err(source) => return Err(StoreError::Index { source }),
+                },
                 Err(StoreError::Pack { .. }) => damaged.push((*name).clone()),
                 Err(error) => return Err(error),
             }
@@ -526,7 +532,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
-    /// All bytes of a pack file; nothing if it is longer than any pack.
+    /// All bytes of a pack file, zeros for what the medium has lost; nothing if it is longer than any pack.
     fn read_whole(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let read = |source| StoreError::Read {
             name: name.to_owned(),
@@ -534,9 +540,9 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         let len = self.disk.len(name).map_err(read)?;
         match usize::try_from(len) {
-            Ok(len) if len <= PACK_BYTES_MAX => {
-                self.disk.read_at(name, 0, len).map(Some).map_err(read)
-            }
+            Ok(len) if len <= PACK_BYTES_MAX => read_around(&self.disk, name, 0, len)
+                .map(Some)
+                .map_err(read),
             _ => Ok(None),
         }
     }
@@ -1117,13 +1123,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             pack: *pack,
             source,
         };
-        let bytes = match self.read_whole(&closed_name(pack)) {
-            Ok(bytes) => bytes.ok_or_else(|| bad(PackError::Length))?,
-            Err(StoreError::Read { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
-                return Err(bad(PackError::Name));
-            }
-            Err(error) => return Err(error),
-        };
+        let bytes = self
+            .read_whole(&closed_name(pack))?
+            .ok_or_else(|| bad(PackError::Length))?;
         let found = pack::check(&bytes).map_err(bad)?;
         if found.id != *pack {
             return Err(bad(PackError::Name));

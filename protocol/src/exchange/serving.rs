@@ -87,6 +87,8 @@ struct Ledger {
 }
 
 /// All peers' wants.
+///
+/// Spec: `protocol/spec/exchange.md`, "Serving".
 #[derive(Debug, Default)]
 pub(super) struct Serving {
     ledgers: BTreeMap<PeerNo, Ledger>,

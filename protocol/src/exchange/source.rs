@@ -53,6 +53,8 @@ pub(super) struct Ask {
 }
 
 /// A peer to ask.
+///
+/// Spec: `protocol/spec/exchange.md`, "Window".
 #[derive(Debug)]
 pub(super) struct Source {
     /// Wants to ask this peer for, by order: those others have refused, and those it said it has.
@@ -393,6 +395,8 @@ impl Source {
 }
 
 /// Fingerprints of what was asked of a peer and is no longer, the latest only.
+///
+/// Spec: `protocol/spec/exchange.md`, "Cutting off".
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     order: VecDeque<u64>,

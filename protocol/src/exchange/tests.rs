@@ -95,16 +95,16 @@ fn equal_peers_send_equal_parts() {
 
 #[test]
 fn window_grows_until_the_wire_is_full() {
-    // 20 ms there and back, 100 MB/s, blocks of 128 KiB: the first window would fill a sixth of it.
-    let (mut network, blocks) = star(4, 1, 3000, 128 * 1024);
+    // 100 ms there and back, 100 MB/s, blocks of 128 KiB: the first window would fill a fifth of it.
+    let (mut network, blocks) = star(4, 1, 4000, 128 * 1024);
     network.check_every = 200;
-    network.connect(0, 1, 10_000, 100_000);
+    network.connect(0, 1, 50_000, 100_000);
     let begun = network.now_us;
     network.want(0, 1, cids(&blocks));
     assert!(network.run_until(60_000, |network| network.has_all(0, &blocks)));
-    let ideal = 3000 * 128 * 1024 / 100;
+    let ideal = 4000 * 128 * 1024 / 100;
     assert!(
-        network.now_us - begun < ideal * 13 / 10,
+        network.now_us - begun < ideal * 14 / 10,
         "{} against {ideal}",
         network.now_us - begun
     );

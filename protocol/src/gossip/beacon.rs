@@ -106,9 +106,19 @@ mod tests {
         beacon.stir(Time(10_000), 4, true, &mut rng);
         let times = run(&mut beacon, &mut rng, Time(10_000 + 3_600_000));
         assert!(times[0] <= Time(10_000) + GATHER);
-        assert!((70..140).contains(&times.len()), "{} in an hour", times.len());
-        let gaps: Vec<Span> = times.windows(2).map(|pair| pair[1].since(pair[0])).collect();
-        assert!(gaps.iter().all(|gap| (SPACING_MIN..=INTERVAL_MAX).contains(gap)));
+        assert!(
+            (70..140).contains(&times.len()),
+            "{} in an hour",
+            times.len()
+        );
+        let gaps: Vec<Span> = times
+            .windows(2)
+            .map(|pair| pair[1].since(pair[0]))
+            .collect();
+        assert!(
+            gaps.iter()
+                .all(|gap| (SPACING_MIN..=INTERVAL_MAX).contains(gap))
+        );
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Key {
 
     /// The key of those bytes.
     pub fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
-        let (hlc, id) = bytes.split_first_chunk::<8>().expect("40 bytes begin with 8");
+        let (hlc, id) = bytes
+            .split_first_chunk::<8>()
+            .expect("40 bytes begin with 8");
         Self {
             hlc: u64::from_be_bytes(*hlc),
             id: id.try_into().expect("40 less 8 bytes are 32"),
@@ -72,7 +74,11 @@ impl Key {
 
 /// The high half of a byte at even places, the low half at odd ones.
 fn half(byte: u8, at: usize) -> u8 {
-    if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf }
+    if at.is_multiple_of(2) {
+        byte >> 4
+    } else {
+        byte & 0xf
+    }
 }
 
 /// A beginning of keys: so many nibbles, the high half of each byte first.
@@ -168,7 +174,9 @@ impl Path {
 
     /// How many nibbles both begin with.
     pub fn shared(&self, other: &Self) -> u8 {
-        shared_nibbles(&self.bytes, &other.bytes).min(self.len).min(other.len)
+        shared_nibbles(&self.bytes, &other.bytes)
+            .min(self.len)
+            .min(other.len)
     }
 }
 
@@ -222,7 +230,7 @@ pub type Label = [u8; 16];
 /// A set of keys with its Merkle root.
 ///
 /// Adding and removing take time that grows with the depth (at most [`KEY_NIBBLES`] levels, about five for a million keys); the root then hashes the nodes
-/// on the paths that changed. A key takes about 100 bytes.
+/// on the paths that changed. A key takes about 150 bytes.
 ///
 /// Spec: `protocol/spec/gossip.md`, "Digest tree".
 #[derive(Debug, Default)]
@@ -503,8 +511,14 @@ impl Node {
             (2..=FAN_OUT).contains(&branch.children.len()),
             "a branch has two children or more"
         );
-        let nibbles = branch.children.iter().map(|child| child.nibble(branch.path.len));
-        assert!(nibbles.is_sorted_by(|a, b| a < b), "children stand in order");
+        let nibbles = branch
+            .children
+            .iter()
+            .map(|child| child.nibble(branch.path.len));
+        assert!(
+            nibbles.is_sorted_by(|a, b| a < b),
+            "children stand in order"
+        );
         let count: u64 = branch.children.iter().map(Self::count).sum();
         assert_eq!(count, branch.count, "counts add up");
         for child in &branch.children {
@@ -569,7 +583,11 @@ impl Branch {
         }
         self.count -= 1;
         self.hash.take();
-        let only = if self.children.len() == 1 { self.children.pop() } else { None };
+        let only = if self.children.len() == 1 {
+            self.children.pop()
+        } else {
+            None
+        };
         (true, only)
     }
 }
@@ -621,7 +639,11 @@ mod tests {
         };
         let nibble = |key: &Key, at: u8| {
             let byte = key.to_bytes()[usize::from(at / 2)];
-            if at % 2 == 0 { byte >> 4 } else { byte & 15 }
+            if at.is_multiple_of(2) {
+                byte >> 4
+            } else {
+                byte & 15
+            }
         };
         let mut len = at;
         while len < 80 && set.iter().all(|key| nibble(key, len) == nibble(first, len)) {
@@ -732,12 +754,44 @@ mod tests {
         };
         vec![
             ("empty", entries, vec![]),
-            ("empty, another kind", TreeId { kind: 1, generation: 0 }, vec![]),
+            (
+                "empty, another kind",
+                TreeId {
+                    kind: 1,
+                    generation: 0,
+                },
+                vec![],
+            ),
             ("one key", entries, vec![key(1 << 16, 1)]),
-            ("one key, generation 2", TreeId { kind: 0, generation: 2 }, vec![key(1 << 16, 1)]),
-            ("two keys of one time", entries, vec![key(1 << 16, 1), key(1 << 16, 2)]),
-            ("two keys that differ in the last nibble", entries, vec![twin(0x10), twin(0x11)]),
-            ("extremes", entries, vec![Key::FIRST, Key { hlc: u64::MAX, id: [0xff; 32] }]),
+            (
+                "one key, generation 2",
+                TreeId {
+                    kind: 0,
+                    generation: 2,
+                },
+                vec![key(1 << 16, 1)],
+            ),
+            (
+                "two keys of one time",
+                entries,
+                vec![key(1 << 16, 1), key(1 << 16, 2)],
+            ),
+            (
+                "two keys that differ in the last nibble",
+                entries,
+                vec![twin(0x10), twin(0x11)],
+            ),
+            (
+                "extremes",
+                entries,
+                vec![
+                    Key::FIRST,
+                    Key {
+                        hlc: u64::MAX,
+                        id: [0xff; 32],
+                    },
+                ],
+            ),
             (
                 "sixteen children",
                 entries,
@@ -746,7 +800,9 @@ mod tests {
             (
                 "a hundred keys, a second apart",
                 entries,
-                (0..100).map(|n: u8| key((1_700_000_000_000 + 1000 * u64::from(n)) << 16, n)).collect(),
+                (0..100)
+                    .map(|n: u8| key((1_700_000_000_000 + 1000 * u64::from(n)) << 16, n))
+                    .collect(),
             ),
         ]
     }
@@ -757,7 +813,10 @@ mod tests {
             .into_iter()
             .map(|(name, id, keys)| {
                 let mut tree = RadixTree::new(id);
-                let hex: Vec<String> = keys.iter().map(|key| HEXLOWER.encode(&key.to_bytes())).collect();
+                let hex: Vec<String> = keys
+                    .iter()
+                    .map(|key| HEXLOWER.encode(&key.to_bytes()))
+                    .collect();
                 for key in keys {
                     tree.insert(key);
                 }

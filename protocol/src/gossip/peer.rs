@@ -6,6 +6,7 @@ use kith_object::id::DeviceId;
 use kith_object::time::{Span, Time};
 
 use super::digest::{Key, Path, RadixTree};
+use super::message::{Tag, tag};
 
 /// Steps that are answered at once; many times what a walk takes.
 const STEPS_BURST: u64 = 64;
@@ -15,6 +16,12 @@ const STEPS_RATE: u64 = 8;
 const CALLS_BURST: u64 = 24;
 /// The same per second in the long run.
 const CALLS_RATE: u64 = 3;
+/// Steps beyond those that are passed over before it is too much; and per second.
+const EXCESS_BURST: u64 = 256;
+const EXCESS_RATE: u64 = 8;
+/// Entries given to a device beyond what there is four times over; and per second. An honest one asks for each once, unless its answer was lost.
+const GIVEN_BURST: u64 = 1024;
+const GIVEN_RATE: u64 = 16;
 /// Most fetches of one device that wait to be served.
 pub(super) const REQUESTS_MAX: usize = 32;
 /// Most paths of one device that wait to be served; one step of ours asks for some six thousand at most.
@@ -59,6 +66,10 @@ pub(super) struct Peer {
     pub(super) unflushed: usize,
     /// Limits its steps.
     pub(super) steps_credit: Credit,
+    /// Limits the steps beyond.
+    pub(super) excess_credit: Credit,
+    /// Limits the entries it is given.
+    pub(super) given_credit: Credit,
     /// Limits our single fetches.
     pub(super) calls_credit: Credit,
 }
@@ -95,8 +106,17 @@ impl Peer {
             serve: Serve::default(),
             unflushed: 0,
             steps_credit: Credit::new(STEPS_BURST, STEPS_RATE),
+            excess_credit: Credit::new(EXCESS_BURST, EXCESS_RATE),
+            given_credit: Credit::new(0, GIVEN_RATE),
             calls_credit: Credit::new(CALLS_BURST, CALLS_RATE),
         }
+    }
+
+    /// Whether it may be given so many entries more, of so many that there are.
+    pub(super) fn may_have(&mut self, now: Time, entries: u64, of: u64) -> bool {
+        self.given_credit
+            .raise(of.saturating_mul(4).saturating_add(GIVEN_BURST));
+        self.given_credit.spend(now, entries)
     }
 
     /// Whether this device waits for something from it.
@@ -199,7 +219,10 @@ impl Serve {
             }
             keys.extend(more);
         }
-        let (number, last) = (request.number, request.paths.is_empty() && request.back.is_empty());
+        let (number, last) = (
+            request.number,
+            request.paths.is_empty() && request.back.is_empty(),
+        );
         if last {
             self.queue.pop_front();
         }
@@ -254,6 +277,13 @@ impl Credit {
         }
     }
 
+    /// Allows more at once, if it is more.
+    pub(super) fn raise(&mut self, burst: u64) {
+        let more = burst.saturating_sub(self.burst);
+        self.burst += more;
+        self.left = self.left.saturating_add(more.saturating_mul(1000));
+    }
+
     /// Spends so much, if there is as much.
     pub(super) fn spend(&mut self, now: Time, cost: u64) -> bool {
         let earned = now.since(self.at).as_ms().saturating_mul(self.rate);
@@ -272,12 +302,12 @@ impl Credit {
     }
 }
 
-/// Keys of entries that were delivered and do not count yet: being judged, written to disk, or waiting for others.
+/// Entries that were delivered and do not count yet: being judged, written to disk, or waiting for others.
 #[derive(Debug, Default)]
 pub(super) struct Delivered {
-    keys: BTreeMap<Key, Delivery>,
-    /// In the order they came; may name keys that are gone.
-    order: VecDeque<Key>,
+    tags: BTreeMap<Tag, Delivery>,
+    /// In the order they came; may name some that are gone.
+    order: VecDeque<Tag>,
 }
 
 #[derive(Debug)]
@@ -296,32 +326,29 @@ impl Delivered {
         self.order.len()
     }
 
-    /// A later delivery does not renew the time: one that claims a key over and over could else keep the entry away for ever.
-    pub(super) fn note(&mut self, now: Time, key: Key, from: Option<DeviceId>) {
-        let delivery = self.keys.entry(key).or_insert_with(|| {
-            self.order.push_back(key);
+    /// A later delivery does not renew the time: one that claims an entry over and over could else keep it away for ever.
+    pub(super) fn note(&mut self, now: Time, tag: Tag, from: Option<DeviceId>) {
+        let delivery = self.tags.entry(tag).or_insert_with(|| {
+            self.order.push_back(tag);
             Delivery { from, first: now }
         });
         delivery.from = from.or(delivery.from);
         while self.order.len() > DELIVERED_MAX {
             if let Some(oldest) = self.order.pop_front() {
-                self.keys.remove(&oldest);
+                self.tags.remove(&oldest);
             }
         }
     }
 
     /// The entry counts now; who is to thank?
     pub(super) fn counted(&mut self, key: &Key) -> Option<DeviceId> {
-        self.keys.remove(key)?.from
+        self.tags.remove(&tag(key))?.from
     }
 
-    /// Whether an entry that begins so came a moment ago.
+    /// Whether an entry of that key came a moment ago.
     pub(super) fn recent(&self, now: Time, path: &Path) -> bool {
-        self.keys
-            .range(path.first()..)
-            .take_while(|(key, _)| path.holds(key))
-            .take(4)
-            .any(|(_, delivery)| now.since(delivery.first) < DELIVERED_QUIET)
+        let delivery = self.tags.get(&tag(&path.first()));
+        delivery.is_some_and(|delivery| now.since(delivery.first) < DELIVERED_QUIET)
     }
 }
 
@@ -353,15 +380,20 @@ mod tests {
         let first = serve.next(&tree).unwrap();
         assert_eq!((first.keys, first.last), ((0..8).map(key).collect(), false));
         serve.weigh(0);
-        let rest = serve.next(&tree).unwrap();
-        assert_eq!((rest.keys, rest.last), ((8..20).map(key).collect(), true));
+        let mut rest = serve.next(&tree).unwrap();
+        assert_eq!(
+            (rest.keys.clone(), rest.last),
+            ((8..20).map(key).collect(), true)
+        );
         assert!(serve.idle());
         // What is put back comes again, before the rest, and the end is told only then.
-        let mut rest = rest;
         serve.put_back(&mut rest, (10..20).map(key));
         assert!(!rest.last);
         let again = serve.next(&tree).unwrap();
-        assert_eq!((again.number, again.keys, again.last), (3, (10..20).map(key).collect(), true));
+        assert_eq!(
+            (again.number, again.keys, again.last),
+            (3, (10..20).map(key).collect(), true)
+        );
     }
 
     #[test]
@@ -377,14 +409,13 @@ mod tests {
     fn delivered_is_bounded_and_cannot_be_renewed() {
         let mut delivered = Delivered::default();
         let path = Path::of(&key(1), 48);
-        delivered.note(Time(0), key(1), None);
+        delivered.note(Time(0), tag(&key(1)), None);
         assert!(delivered.recent(Time(9_000), &path));
-        delivered.note(Time(9_000), key(1), Some(DeviceId([1; 32])));
+        delivered.note(Time(9_000), tag(&key(1)), Some(DeviceId([1; 32])));
         assert!(!delivered.recent(Time(10_000), &path));
         assert_eq!(delivered.counted(&key(1)), Some(DeviceId([1; 32])));
-        for n in 0..DELIVERED_MAX + 10 {
-            let hlc = u64::try_from(n).unwrap();
-            delivered.note(Time(0), Key { hlc, id: [0; 32] }, None);
+        for n in 0..u32::try_from(DELIVERED_MAX).unwrap() + 10 {
+            delivered.note(Time(0), n.to_be_bytes(), None);
         }
         assert_eq!(delivered.len(), DELIVERED_MAX);
     }

@@ -173,7 +173,9 @@ pub fn answer(
             // What they fetch by this very step need not be offered.
             let fetched = within(&theirs.fetches, &section.prefix);
             let listed = section.items.iter().map(Item::path);
-            let covered = disjoint(listed.chain(fetched.iter().copied()).collect(), |path| *path);
+            let covered = disjoint(listed.chain(fetched.iter().copied()).collect(), |path| {
+                *path
+            });
             cut_short |= !gaps(&mine, &covered, &mut offers, &mut left);
         }
     }
@@ -266,7 +268,10 @@ fn list(tree: &RadixTree, parts: &[Subtree<'_>], items: &mut Vec<Item>) {
         let few = if alone { LEAVES_MAX } else { LEAVES_FEW };
         if part.count() <= few {
             let keys = tree.keys(&part.path(), None, usize::MAX);
-            items.extend(keys.iter().map(|key: &Key| Item::Leaf(Path::of(key, LEAF_NIBBLES))));
+            items.extend(
+                keys.iter()
+                    .map(|key: &Key| Item::Leaf(Path::of(key, LEAF_NIBBLES))),
+            );
         } else {
             items.push(Item::of(part, part.slot()));
         }
@@ -284,7 +289,9 @@ fn gaps(mine: &Subtree<'_>, covered: &[Path], offers: &mut Vec<Item>, left: &mut
         return true;
     }
     if covered.get(after).is_some_and(|cover| path.begins(cover)) {
-        return mine.children().all(|child| gaps(&child, covered, offers, left));
+        return mine
+            .children()
+            .all(|child| gaps(&child, covered, offers, left));
     }
     // The slot may reach over what is covered, though no key of this device's stands there: then the path is made longer.
     let apart = before
@@ -358,7 +365,9 @@ mod tests {
             loop {
                 let bytes = frame(&step);
                 assert!(bytes.len() <= room.max(8 << 10), "{} bytes", bytes.len());
-                assert!(matches!(Message::decode(&bytes), Ok(Message::Step { step: read, .. }) if read == step));
+                assert!(
+                    matches!(Message::decode(&bytes), Ok(Message::Step { step: read, .. }) if read == step)
+                );
                 cost.bytes += bytes.len();
                 cost.frames += 1;
                 asked[speaker].extend(step.fetches.iter().copied());
@@ -369,10 +378,15 @@ mod tests {
                 speaker = 1 - speaker;
                 let mine = if speaker == 0 { &*a } else { &*b };
                 let going = &asked[speaker];
-                step = answer(mine, &step, room, |path| !going.iter().any(|other| other.overlaps(path))).step;
+                step = answer(mine, &step, room, |path| {
+                    !going.iter().any(|other| other.overlaps(path))
+                })
+                .step;
             }
             let moved = [(&asked[0], &*b), (&asked[1], &*a)].map(|(asked, from)| {
-                let keys = asked.iter().flat_map(|path| from.keys(path, None, usize::MAX));
+                let keys = asked
+                    .iter()
+                    .flat_map(|path| from.keys(path, None, usize::MAX));
                 keys.collect::<Vec<_>>()
             });
             for (tree, keys) in [&mut *a, &mut *b].into_iter().zip(moved) {
@@ -395,7 +409,12 @@ mod tests {
             (key, whose)
         });
         proptest::collection::vec(one, 0..300).prop_map(|all| {
-            let pick = |skip: u8| all.iter().filter(|(_, whose)| *whose != skip).map(|(key, _)| *key).collect();
+            let pick = |skip: u8| {
+                all.iter()
+                    .filter(|(_, whose)| *whose != skip)
+                    .map(|(key, _)| *key)
+                    .collect()
+            };
             (pick(0), pick(1))
         })
     }
@@ -431,8 +450,14 @@ mod tests {
             b.insert(key);
         }
         for n in 0..own {
-            a.insert(key(START_MS + YEAR_MS + n * span_ms / own, u64::MAX - 2 * n));
-            b.insert(key(START_MS + YEAR_MS + n * span_ms / own + 7, u64::MAX - 2 * n - 1));
+            a.insert(key(
+                START_MS + YEAR_MS + n * span_ms / own,
+                u64::MAX - 2 * n,
+            ));
+            b.insert(key(
+                START_MS + YEAR_MS + n * span_ms / own + 7,
+                u64::MAX - 2 * n - 1,
+            ));
         }
         (a, b)
     }
@@ -441,8 +466,16 @@ mod tests {
     /// `KITH_LARGE=1` measures the million.
     #[test]
     fn recent_differences_are_cheap() {
-        let common = if std::env::var_os("KITH_LARGE").is_some() { 1_000_000 } else { 100_000 };
-        for (name, span_ms) in [("within a minute", 60_000), ("within ten hours", 36_000_000), ("within a week", 7 * 86_400_000)] {
+        let common = if std::env::var_os("KITH_LARGE").is_some() {
+            1_000_000
+        } else {
+            100_000
+        };
+        for (name, span_ms) in [
+            ("within a minute", 60_000),
+            ("within ten hours", 36_000_000),
+            ("within a week", 7 * 86_400_000),
+        ] {
             let (mut a, mut b) = recent(common, 500, span_ms);
             a.root();
             b.root();
@@ -458,8 +491,17 @@ mod tests {
     /// The hard case for a tree in time order: what is missing is strewn over all times.
     #[test]
     fn strewn_differences_still_converge() {
-        let all: Vec<Key> = (0..50_000).map(|n| key(1_700_000_000_000 + n * 60_000, n)).collect();
-        let lack = |which: u64| tree_of(all.iter().enumerate().filter(move |(n, _)| *n as u64 % 101 != which).map(|(_, key)| key));
+        let all: Vec<Key> = (0..50_000)
+            .map(|n| key(1_700_000_000_000 + n * 60_000, n))
+            .collect();
+        let lack = |which: u64| {
+            tree_of(
+                all.iter()
+                    .enumerate()
+                    .filter(move |(n, _)| *n as u64 % 101 != which)
+                    .map(|(_, key)| key),
+            )
+        };
         let (mut a, mut b) = (lack(3), lack(77));
         let cost = converge(&mut a, &mut b, ROOM);
         println!("50,000 keys, 990 strewn differences: {cost:?}");
@@ -469,7 +511,9 @@ mod tests {
 
     #[test]
     fn newcomer_asks_for_everything_in_a_few_words() {
-        let all: Vec<Key> = (0..20_000).map(|n| key(1_700_000_000_000 + n * 60_000, n)).collect();
+        let all: Vec<Key> = (0..20_000)
+            .map(|n| key(1_700_000_000_000 + n * 60_000, n))
+            .collect();
         for newcomer_opens in [false, true] {
             let (mut full, mut empty) = (tree_of(&all), RadixTree::default());
             let cost = if newcomer_opens {

@@ -113,7 +113,7 @@ impl Opening {
     }
 }
 
-/// Who speaks.
+/// Who speaks, and on what occasion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Side {
     /// The newcomer, J.
@@ -122,12 +122,14 @@ pub(super) enum Side {
     Admitter,
     /// The newcomer once more, on a fresh connection.
     Again,
+    /// M, for message 5.
+    Welcome,
 }
 
 impl Side {
     fn commit_domain(self) -> &'static str {
         match self {
-            Self::Admitter => "kith pairing commit admitter 1",
+            Self::Admitter | Self::Welcome => "kith pairing commit admitter 1",
             Self::Newcomer | Self::Again => "kith pairing commit newcomer 1",
         }
     }
@@ -137,6 +139,7 @@ impl Side {
             Self::Newcomer => "kith pairing proof newcomer 1",
             Self::Admitter => "kith pairing proof admitter 1",
             Self::Again => "kith pairing proof again 1",
+            Self::Welcome => "kith pairing proof welcome 1",
         }
     }
 
@@ -145,6 +148,7 @@ impl Side {
             Self::Newcomer => b'J',
             Self::Admitter => b'M',
             Self::Again => b'A',
+            Self::Welcome => b'W',
         }
     }
 }

@@ -5,27 +5,28 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use kith_object::id::DeviceId;
-use kith_object::key::{AgreeKey, DeviceKeys, Rng};
+use kith_object::key::{DeviceKeys, Rng};
 use kith_object::time::{Span, Time};
 
+mod interface;
+mod resume;
+
+pub use interface::{Arrival, Effect, Input, JoinError, ResumeError};
+
+use self::resume::{read_resume, write_resume};
 use super::admitter::RECEIVED_DOMAIN;
 use super::handshake::{Code, Opening, Peers, ProofKey, Side, Transcript, parts_info};
 use super::message::{
-    Declined, Gather, Hello, REFUSED, SealedWelcome, Welcome, again_body, fixed, kind, read_fixed,
+    Declined, Gather, Hello, REFUSED, SealedWelcome, again_body, fixed, kind, read_fixed,
 };
-use super::ticket::{Ticket, TicketError};
-use super::{
-    ANSWER_MAX, CONFIRM_MAX, DeviceName, PROOF_MAX, REPEAT_MAX, Role, SecretBytes, space_of,
-};
-use crate::wire::{DOOR_FRAME_BYTES_MAX, DOOR_FRAME_BYTES_MAX_PROVED, Reader, Writer};
+use super::ticket::Ticket;
+use super::{ANSWER_MAX, CONFIRM_MAX, DeviceName, PROOF_MAX, REPEAT_MAX, Role, space_of};
+use crate::wire::{DOOR_FRAME_BYTES_MAX, DOOR_FRAME_BYTES_MAX_PROVED};
 
-/// The form of the bytes to resume from.
-const RESUME_FORM: u8 = 1;
-/// Longest message 3: opening with the longest name or genesis, signature, MAC.
-const MESSAGE_3_BYTES_MAX: usize = 2048;
 /// Connections tried without a word from the door before the newcomer gives up; with pauses of 1, 2, 4, 8 seconds.
 const TRIES_MAX: u32 = 5;
+/// The same once the ticket may be reserved for this device: giving up would burn it.
+const PROVED_TRIES_MAX: u32 = 12;
 /// How long one attempt to connect may take.
 const DIAL_MAX: Span = Span::from_secs(15);
 /// First pause between attempts.
@@ -37,118 +38,6 @@ const PAUSE_MAX: Span = Span::from_secs(8);
 const RESTARTS_MAX: u8 = 2;
 /// Connections tried only to say that everything was received.
 const THANKS_MAX: u32 = 3;
-
-/// What happens to the newcomer.
-#[derive(Debug)]
-pub enum Input {
-    /// The stream that [`Effect::Dial`] asked for is open.
-    Opened(Peers),
-    /// The stream is gone, or could not be opened.
-    Closed,
-    /// A frame came, whole and without its length.
-    Message(Bytes),
-    /// The owner judged what [`Effect::Judge`] brought: the mesh is the one of the ticket, its admitter an admin that counts, and all is durable.
-    Accepted,
-    /// The owner judged otherwise.
-    Rejected,
-    /// Time has come to [`Joiner::next_wakeup`].
-    Wake,
-}
-
-/// What the newcomer wants done, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Open a stream to the door of that key at one of those addresses; answered by [`Input::Opened`] or [`Input::Closed`].
-    Dial {
-        /// The door's key.
-        door: DeviceId,
-        /// Its addresses, the best first.
-        addresses: Vec<String>,
-    },
-    /// Keep these bytes (a secret) before the next effect, to go on with [`Joiner::resume`] after a crash.
-    Remember(SecretBytes),
-    /// Send a frame.
-    Send(Bytes),
-    /// Show the code.
-    ShowCode(Code),
-    /// Judge what came, make it durable, then say [`Input::Accepted`] or [`Input::Rejected`].
-    Judge(Box<Arrival>),
-    /// Close the stream once all is sent.
-    Close,
-    /// It is over: the device is in. What was remembered can go.
-    Finished {
-        /// Whether the last message was handed to the stream; the door may not have read it, and it does not matter.
-        told: bool,
-    },
-    /// It is over: the device is not in.
-    Fail(JoinError),
-}
-
-/// What the door sent to the newcomer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Arrival {
-    /// Who let it in: must be an admin that counts.
-    pub admitter: DeviceId,
-    /// That one's key for envelopes, as its `member` record must have it.
-    pub admitter_agree: AgreeKey,
-    /// The body of the genesis record; its hash is the ticket's mesh id.
-    pub genesis: Vec<u8>,
-    /// What the newcomer has become.
-    pub role: Role,
-    /// The rest.
-    pub welcome: Welcome,
-}
-
-/// Why a newcomer is not in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum JoinError {
-    /// No connection, or no word over it.
-    #[error("the door does not answer at any address of the ticket")]
-    Unreachable,
-    /// Someone with another key answered.
-    #[error("who answers is not the door of the ticket")]
-    WrongDoor,
-    /// The one answer to all that is wrong with a ticket.
-    #[error(
-        "the door refuses the ticket: it has expired, was used or taken back, or is not one of this door"
-    )]
-    Refused,
-    /// A person said no.
-    #[error("the other device did not confirm the code")]
-    Declined,
-    /// No person said anything.
-    #[error("nobody confirmed the code on the other device in time, or the ticket was taken back")]
-    TimedOut,
-    /// The other device could not do its part.
-    #[error("the other device could not admit this one")]
-    Failed,
-    /// The answer does not prove the ticket's secret, or opens another commitment.
-    #[error("the door does not know the ticket's secret")]
-    NotAuthentic,
-    /// The door's mesh is another.
-    #[error("the door belongs to another mesh than the ticket")]
-    WrongMesh,
-    /// Bytes that are no message.
-    #[error("the door sends what it should not: {0}")]
-    Malformed(&'static str),
-    /// The owner's judgement.
-    #[error("what the door sent does not prove that the one who let this device in may do so")]
-    NotTrusted,
-}
-
-/// Why a join cannot be taken up again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ResumeError {
-    /// Altered, or of another program.
-    #[error("what was remembered of the join is damaged")]
-    Damaged,
-    /// The device has other keys now.
-    #[error("what was remembered of the join belongs to other keys")]
-    OtherKeys,
-    /// The ticket in it cannot be read.
-    #[error("what was remembered of the join holds no ticket")]
-    Ticket(#[source] TicketError),
-}
 
 /// A new device that joins by a ticket.
 ///
@@ -414,7 +303,11 @@ impl Joiner {
             self.end_waiting();
             return;
         }
-        if !self.code_shown && self.tries >= TRIES_MAX {
+        let tries_max = match self.session {
+            Some(_) => PROVED_TRIES_MAX,
+            None => TRIES_MAX,
+        };
+        if !self.code_shown && self.tries >= tries_max {
             self.fail(JoinError::Unreachable);
             return;
         }
@@ -497,6 +390,7 @@ impl Joiner {
     ) -> Result<Step, JoinError> {
         let commitment =
             read_fixed(kind::COMMIT, message).map_err(|error| JoinError::Malformed(error.0))?;
+        self.tries = 0;
         let committed = transcript.absorb(&[message]);
         let mut body = vec![kind::NEWCOMER_PROOF];
         body.extend_from_slice(&opening.encode());
@@ -565,8 +459,14 @@ impl Joiner {
         before: &Transcript,
         content: &[u8],
     ) -> Result<Step, JoinError> {
+        let before_content = before.absorb(&[&[kind::WELCOME]]);
+        let proved = self
+            .proof_key
+            .check(Side::Welcome, &before_content, content)
+            .filter(|proved| proved.is_signed_by(&admitter.device))
+            .ok_or(JoinError::NotAuthentic)?;
         let sealed =
-            SealedWelcome::decode(content).map_err(|error| JoinError::Malformed(error.0))?;
+            SealedWelcome::decode(proved.body).map_err(|error| JoinError::Malformed(error.0))?;
         if sealed.has_member_part() != (self.ticket.role == Role::Member) {
             return Err(JoinError::Malformed("parts of another role"));
         }
@@ -580,7 +480,7 @@ impl Joiner {
         let welcome = sealed
             .open(self.keys.agree_secret(), &info)
             .ok_or(JoinError::NotAuthentic)?;
-        let transcript = before.absorb(&[&[kind::WELCOME], content]);
+        let transcript = before_content.absorb(&[content]);
         if self.accepted {
             // All was judged before; only the thanks got lost.
             self.thank(&transcript);
@@ -664,53 +564,4 @@ impl Joiner {
             "nothing will ever happen"
         );
     }
-}
-
-fn write_resume(ticket: &Ticket, session: &Session, restarts: u8) -> SecretBytes {
-    let ticket = ticket.encode();
-    let mut writer = Writer::with_capacity(8 * 1024);
-    writer
-        .u8(RESUME_FORM)
-        .u8(restarts)
-        .bytes_u16(&ticket)
-        .raw(&session.committed.0)
-        .raw(&session.commitment)
-        .bytes_u16(&session.message);
-    let mut bytes = writer.finish();
-    let checksum = kith_object::key::derive("kith pairing resume 1", &bytes);
-    bytes.extend_from_slice(&checksum);
-    SecretBytes::new(bytes)
-}
-
-fn read_resume(bytes: &[u8]) -> Result<(Ticket, Session, u8), ResumeError> {
-    let damaged = |_| ResumeError::Damaged;
-    let (body, checksum) = bytes.split_last_chunk::<32>().ok_or(ResumeError::Damaged)?;
-    if kith_object::key::derive("kith pairing resume 1", body) != *checksum {
-        return Err(ResumeError::Damaged);
-    }
-    let mut reader = Reader::new(body);
-    if reader.u8().map_err(damaged)? != RESUME_FORM {
-        return Err(ResumeError::Damaged);
-    }
-    let restarts = reader.u8().map_err(damaged)?;
-    let ticket = reader.bytes_u16(u16::MAX.into()).map_err(damaged)?;
-    let ticket = Ticket::decode(ticket).map_err(ResumeError::Ticket)?;
-    let committed = Transcript(reader.array().map_err(damaged)?);
-    let commitment = reader.array().map_err(damaged)?;
-    let message = reader.bytes_u16(MESSAGE_3_BYTES_MAX).map_err(damaged)?;
-    reader.finish().map_err(damaged)?;
-    let opening = message
-        .split_first()
-        .and_then(|(_, rest)| rest.split_last_chunk::<96>())
-        .ok_or(ResumeError::Damaged)?;
-    let session = Session {
-        committed,
-        commitment,
-        opening: Opening::decode(opening.0).map_err(damaged)?,
-        message: message.to_vec(),
-    };
-    if restarts > RESTARTS_MAX {
-        return Err(ResumeError::Damaged);
-    }
-    Ok((ticket, session, restarts))
 }

@@ -268,7 +268,8 @@ fn check_addresses(addresses: &[String]) -> Result<(), TicketError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use kith_object::key::Rng;
+    use proptest::prelude::{any, prop_assert_eq, proptest};
 
     pub(crate) fn ticket() -> Ticket {
         Ticket::generate(

@@ -1,1 +1,632 @@
+//! What enemies try: strangers, members, stolen admins, removed devices.
 
+use std::collections::BTreeSet;
+
+use kith_object::id::EpochId;
+use kith_object::key::{AgreeKey, DeviceKeys};
+use kith_object::time::Hlc;
+use zeroize::Zeroizing;
+
+use super::mesh::{Home, Mesh};
+use crate::access::{Member, Opened, Removal, Role, Sealed};
+use crate::chain::{Codec, DocumentKind, Entry, Plain, SealKind, push_record};
+use crate::document;
+use crate::epoch::{Envelope, EpochRecord, HolderPart, KeyPart, MemberPart};
+use crate::replica::{AuthorError, Inserted, NotReady, Replica, SealState};
+
+fn admission(device: &DeviceKeys, role: Role) -> Option<Sealed> {
+    Some(Sealed::Member(Mesh::newcomer(device, role, "sock puppet")))
+}
+
+fn removal(home: &Home, device: &Home) -> Option<Sealed> {
+    let frontier = home.replica.heads(DocumentKind::Access);
+    Some(Sealed::Removal(Removal {
+        device: device.id(),
+        frontier,
+    }))
+}
+
+/// The records of an epoch that follows the heads, sealed to these alone.
+fn epoch_for(mesh: &mut Mesh, home: &Home, to: &[AgreeKey]) -> Opened {
+    let (holder, member) = (
+        HolderPart::generate(&mut mesh.rng),
+        MemberPart::generate(None, &mut mesh.rng),
+    );
+    let parents = home.replica.access().epoch_heads.iter().copied().collect();
+    let record = EpochRecord {
+        holder: holder.commitment(),
+        member: member.commitment(),
+        parents,
+    };
+    let space = home.replica.space();
+    let id = record.id(&space);
+    let mut envelopes = Vec::new();
+    for key in BTreeSet::from_iter(to) {
+        for (part, keys) in [
+            (KeyPart::Holder, holder.to_bytes()),
+            (KeyPart::Member, member.to_bytes()),
+        ] {
+            envelopes.push(Envelope::seal(&space, id, *key, part, &keys, &mut mesh.rng).unwrap());
+        }
+    }
+    Opened {
+        epoch: Some(record),
+        envelopes,
+        ..Opened::default()
+    }
+}
+
+#[test]
+fn stranger_is_refused_whatever_it_signs() {
+    let (mut mesh, mut first) = Mesh::new(101);
+    let stranger = mesh.keys();
+    let forged = mesh.forge_names(&first, &stranger, "x", |_| {});
+    assert_eq!(
+        first.feed(&forged),
+        Inserted::Rejected("author was not admitted to this document")
+    );
+    let itself = mesh.forge_access(
+        &first,
+        &stranger,
+        admission(&stranger, Role::Admin),
+        None,
+        |_| {},
+    );
+    assert!(matches!(first.feed(&itself), Inserted::Rejected(_)));
+    // And so is what builds upon it, even if a member signs it.
+    let on_top = mesh.forge_names(&first, &first.keys.clone(), "y", |header| {
+        header.dependencies.clear();
+        header.access_heads = vec![itself.id()];
+    });
+    assert!(matches!(first.feed(&on_top), Inserted::Rejected(_)));
+    assert!(first.texts().is_empty());
+}
+
+#[test]
+fn signature_payload_and_space_must_be_right() {
+    let (mut mesh, mut first) = Mesh::new(102);
+    let mut second = mesh.join(&mut first, Role::Member, "second");
+    let entry = mesh.write(&mut second, "true").remove(0);
+    let bytes = entry.encode();
+    for at in [20, 60, 100, 150, 200, 220, bytes.len() - 1] {
+        let mut bad = bytes.clone();
+        bad[at] ^= 1;
+        if let Ok(bad) = Entry::decode(&bad) {
+            assert!(
+                matches!(
+                    first.replica.insert(bad),
+                    Inserted::Rejected(_) | Inserted::Pending { .. }
+                ),
+                "byte {at}"
+            );
+        }
+    }
+    let signature_at = entry.header().encode().len() + 2;
+    let mut bad = bytes.clone();
+    bad[signature_at] ^= 1;
+    let outcome = first.replica.insert(Entry::decode(&bad).unwrap());
+    assert_eq!(outcome, Inserted::Rejected("signature does not hold"));
+    assert_eq!(
+        first.replica.insert(entry.without_payload()),
+        Inserted::Rejected("without its payload")
+    );
+    // None of this stands in the way of the true one.
+    assert_eq!(first.feed(&entry), Inserted::Taken);
+    assert!(first.reads("true"));
+    let (_, mut other) = Mesh::new(103);
+    assert_eq!(other.feed(&entry), Inserted::Rejected("of another space"));
+}
+
+#[test]
+fn headers_that_lie_about_their_chain_are_refused() {
+    let (mut mesh, mut first) = Mesh::new(104);
+    let one = mesh.write(&mut first, "one").remove(0);
+    let two = mesh.write(&mut first, "two").remove(0);
+    let keys = first.keys.clone();
+    let follow = |header: &mut crate::chain::Header| {
+        header.nonce = two.header().nonce;
+        header.seq = 2;
+        header.previous = two.id();
+        header.dependencies.clear();
+        header.hlc = Hlc(two.header().hlc.0 + 1);
+    };
+    let good = mesh.forge_names(&first, &keys, "good", follow);
+    let heads = first.replica.heads(DocumentKind::Access);
+    type Spoil<'a> = Box<dyn Fn(&mut crate::chain::Header) + 'a>;
+    let spoilers: Vec<(&str, Spoil<'_>)> = vec![
+        (
+            "stamp does not rise along the chain",
+            Box::new(|header| header.hlc = two.header().hlc),
+        ),
+        ("is out of sequence", Box::new(|header| header.seq = 3)),
+        (
+            "follows an entry of another chain",
+            Box::new(|header| header.nonce.0[0] ^= 1),
+        ),
+        (
+            "depends on an entry of another document",
+            Box::new(|header| header.dependencies = heads.clone()),
+        ),
+        (
+            "names a head of access that is none",
+            Box::new(|header| header.access_heads = vec![one.id()]),
+        ),
+        (
+            "sealed under an epoch that nobody opened",
+            Box::new(|header| header.epoch = EpochId([9; 32])),
+        ),
+    ];
+    for (why, spoil) in &spoilers {
+        let mut header = good.header().clone();
+        spoil(&mut header);
+        // Sealed under whatever key: the header alone is to blame.
+        let epoch = std::mem::replace(&mut header.epoch, good.header().epoch);
+        let part = (
+            SealKind::Change,
+            Plain {
+                codec: Codec::Records,
+                body: Zeroizing::new(vec![]),
+            },
+        );
+        let mut entry = mesh.forge(&first, &keys, header, vec![part]);
+        if epoch != entry.header().epoch {
+            let mut header = entry.header().clone();
+            header.epoch = epoch;
+            let signature = keys.sign("kith entry 1", &header.id().0);
+            let mut bytes = header.encode();
+            bytes.extend_from_slice(&64u16.to_le_bytes());
+            bytes.extend_from_slice(&signature);
+            bytes.push(1);
+            bytes.extend_from_slice(entry.payload().unwrap());
+            entry = Entry::decode(&bytes).unwrap();
+        }
+        let mut other = Home::new(&keys, Replica::open(first.replica.space(), Some(&keys)));
+        other.pull(&first);
+        assert_eq!(other.feed(&entry), Inserted::Rejected(why));
+    }
+    assert_eq!(first.feed(&good), Inserted::Taken);
+}
+
+#[test]
+fn member_makes_nobody_anything() {
+    let (mut mesh, mut first) = Mesh::new(105);
+    let member = mesh.join(&mut first, Role::Member, "member");
+    let other = mesh.join(&mut first, Role::Member, "other");
+    let keys = member.keys.clone();
+    let mut puppet = Home::new(&mesh.keys(), Replica::open(first.replica.space(), None));
+    let access = first.replica.access().clone();
+    let attempts = [
+        mesh.forge_access(
+            &first,
+            &keys,
+            admission(&puppet.keys.clone(), Role::Member),
+            None,
+            |_| {},
+        ),
+        mesh.forge_access(&first, &keys, admission(&keys, Role::Admin), None, |_| {}),
+        {
+            let open = epoch_for(&mut mesh, &first, &[keys.agree_public()]);
+            mesh.forge_access(&first, &keys, removal(&first, &other), Some(open), |_| {})
+        },
+    ];
+    for entry in &attempts {
+        assert_eq!(first.feed(entry), Inserted::Taken);
+        assert!(
+            first.replica.counts(&entry.id()),
+            "it counts, since blind holders look at headers, and says nothing"
+        );
+    }
+    assert_eq!(first.replica.access(), &access);
+    puppet.pull(&first);
+    let wish = mesh.forge_names(&first, &puppet.keys.clone(), "puppet", |_| {});
+    assert!(matches!(first.feed(&wish), Inserted::Rejected(_)));
+    assert!(matches!(first.replica.seal_state(), SealState::Ready(_)));
+}
+
+#[test]
+fn admin_neither_makes_nor_removes_admins() {
+    let (mut mesh, mut first) = Mesh::new(106);
+    let mut second = mesh.join_admin(&mut first, "second");
+    let member = mesh.join(&mut first, Role::Member, "member");
+    second.pull(&first);
+    let now = mesh.tick();
+    let refused = second
+        .replica
+        .remove(&second.keys, now, &mut mesh.rng, first.id());
+    assert_eq!(refused.unwrap_err(), AuthorError::NotAllowed);
+    let open = epoch_for(&mut mesh, &second, &[second.keys.agree_public()]);
+    let coup = mesh.forge_access(
+        &second,
+        &second.keys.clone(),
+        removal(&second, &first),
+        Some(open),
+        |_| {},
+    );
+    let crown = mesh.forge_access(
+        &second,
+        &second.keys.clone(),
+        admission(&member.keys, Role::Admin),
+        None,
+        |_| {},
+    );
+    let ours = mesh.forge_access(
+        &second,
+        &second.keys.clone(),
+        {
+            let root = Member {
+                device: mesh.root.sign.id(),
+                ..Mesh::newcomer(&member.keys, Role::Member, "root")
+            };
+            Some(Sealed::Member(root))
+        },
+        None,
+        |_| {},
+    );
+    for entry in [&coup, &crown, &ours] {
+        assert_eq!(first.feed(entry), Inserted::Taken);
+    }
+    assert_eq!(first.replica.access().role(&first.id()), Some(Role::Admin));
+    assert_eq!(
+        first.replica.access().role(&member.id()),
+        Some(Role::Member)
+    );
+    assert_eq!(first.replica.access().members.len(), 3);
+}
+
+#[test]
+fn two_who_remove_one_another_do_not_deadlock_the_fold() {
+    let (mut mesh, mut first) = Mesh::new(107);
+    let mut second = mesh.join(&mut first, Role::Member, "second");
+    // The root makes the second an admin; the first, not knowing, removes it as a member; the second, not knowing, tries
+    // to remove the first.
+    let promotion = {
+        let newcomer = Mesh::newcomer(&second.keys, Role::Admin, "second");
+        let now = mesh.tick();
+        second
+            .replica
+            .admit_by_root(&mesh.root, now, &mut mesh.rng, &newcomer)
+            .unwrap()
+    };
+    second.keep(promotion);
+    mesh.remove(&mut first, second.id());
+    let open = epoch_for(&mut mesh, &second, &[second.keys.agree_public()]);
+    let back = mesh.forge_access(
+        &second,
+        &second.keys.clone(),
+        removal(&second, &first),
+        Some(open),
+        |_| {},
+    );
+    second.feed(&back);
+    first.pull(&second);
+    second.pull(&first);
+    assert_eq!(first.replica.access(), second.replica.access());
+    assert_eq!(first.digest, second.digest);
+    // The root's word, at once with an admin's, stands; an admin removes no admin.
+    assert_eq!(first.replica.access().role(&second.id()), Some(Role::Admin));
+    assert_eq!(first.replica.access().role(&first.id()), Some(Role::Admin));
+    // But after a removal that the root saw, even the root does not bring a key back.
+    let third = mesh.join(&mut first, Role::Member, "third");
+    mesh.remove(&mut first, third.id());
+    let newcomer = Mesh::newcomer(&third.keys, Role::Admin, "third");
+    let now = mesh.tick();
+    let again = first
+        .replica
+        .admit_by_root(&mesh.root, now, &mut mesh.rng, &newcomer);
+    assert_eq!(again.unwrap_err(), AuthorError::Removed);
+    let root = DeviceKeys::from_bytes(&{
+        let mut bytes = [0; 64];
+        bytes[..32].copy_from_slice(mesh.root.sign.seed().expose());
+        bytes
+    });
+    let forced = mesh.forge_access(
+        &first,
+        &root,
+        admission(&third.keys, Role::Admin),
+        None,
+        |_| {},
+    );
+    assert_eq!(first.feed(&forced), Inserted::Taken);
+    assert!(!first.replica.access().belongs(&third.id()));
+}
+
+#[test]
+fn backdating_brings_nothing_in() {
+    let (mut mesh, mut first) = Mesh::new(108);
+    let mut lost = mesh.join(&mut first, Role::Member, "lost");
+    mesh.write(&mut lost, "before");
+    first.pull(&lost);
+    mesh.remove(&mut first, lost.id());
+    // It writes as if it knew of nothing, at an early stamp, at every place of its old chain, and on a new one.
+    let keys = lost.keys.clone();
+    let tip = lost.replica.heads(DocumentKind::Names)[0];
+    let (nonce, seq, hlc) = {
+        let header = lost.log[&tip].header();
+        (header.nonce, header.seq, header.hlc)
+    };
+    let attempts = [
+        mesh.forge_names(&lost, &keys, "new chain", |header| header.hlc = Hlc(1)),
+        mesh.forge_names(&lost, &keys, "same place", |header| {
+            (header.nonce, header.seq, header.hlc) = (nonce, seq, hlc);
+            header.dependencies.clear();
+        }),
+        mesh.forge_names(&lost, &keys, "next place", |header| {
+            (header.nonce, header.seq, header.hlc) = (nonce, seq + 1, Hlc(hlc.0 + 1));
+            header.previous = tip;
+            header.dependencies.clear();
+        }),
+    ];
+    for entry in &attempts {
+        assert_eq!(first.feed(entry), Inserted::Taken);
+        assert!(!first.replica.counts(&entry.id()));
+    }
+    // An accomplice that names them as its own past keeps them in the digest, and makes none of them count.
+    let mut accomplice = mesh.join(&mut first, Role::Member, "accomplice");
+    accomplice.feed_all(&attempts);
+    let tops = vec![attempts[0].id()];
+    let on_top = mesh.forge_names(&accomplice, &accomplice.keys.clone(), "on top", |header| {
+        header.dependencies = tops.clone();
+    });
+    assert_eq!(first.feed(&on_top), Inserted::Taken);
+    assert!(first.replica.counts(&on_top.id()) && first.replica.in_digest(&attempts[0].id()));
+    assert!(!first.reads("new chain") && !first.reads("same place") && !first.reads("next place"));
+    assert!(first.reads("before"));
+    // A stolen admin cannot widen what another removal left.
+    let thief = mesh.join_admin(&mut first, "thief");
+    let open = epoch_for(&mut mesh, &thief, &[keys.agree_public()]);
+    let wide = Removal {
+        device: lost.id(),
+        frontier: {
+            let mut list = vec![attempts[0].id(), attempts[2].id()];
+            list.sort();
+            list
+        },
+    };
+    let widened = mesh.forge_access(
+        &thief,
+        &thief.keys.clone(),
+        Some(Sealed::Removal(wide)),
+        Some(open),
+        |_| {},
+    );
+    assert_eq!(first.feed(&widened), Inserted::Taken);
+    assert!(!first.reads("new chain") && first.reads("before"));
+}
+
+#[test]
+fn entry_of_a_leaver_after_it_left_does_not_count_whatever_fork_it_writes() {
+    let (mut mesh, mut first) = Mesh::new(109);
+    let leaver = mesh.join(&mut first, Role::Member, "leaver");
+    let keys = leaver.keys.clone();
+    let text = mesh.forge_names(&leaver, &keys, "kept", |_| {});
+    first.feed(&text);
+    let leave = |mesh: &mut Mesh, home: &Home, frontier: Vec<_>| {
+        let own = Some(Sealed::Removal(Removal {
+            device: keys.id(),
+            frontier,
+        }));
+        mesh.forge_access(home, &keys, own, None, |_| {})
+    };
+    let one = leave(&mut mesh, &leaver, vec![text.id()]);
+    let other = leave(&mut mesh, &leaver, vec![]);
+    assert_eq!(first.feed(&one), Inserted::Taken);
+    assert!(first.reads("kept"));
+    assert_eq!(first.feed(&other), Inserted::Taken);
+    // Both ends of membership count, neither voids the other, and the intersection of their frontiers is empty.
+    assert!(first.replica.counts(&one.id()) && first.replica.counts(&other.id()));
+    assert!(!first.reads("kept") && !first.replica.access().belongs(&keys.id()));
+    let late = mesh.forge_names(&leaver, &keys, "late", |_| {});
+    first.feed(&late);
+    assert!(!first.replica.counts(&late.id()));
+}
+
+#[test]
+fn epoch_that_leaks_or_cheats_is_never_sealed_under() {
+    let (mut mesh, mut first) = Mesh::new(110);
+    let mut bad = mesh.join(&mut first, Role::Member, "bad");
+    let outsider = mesh.keys();
+    let recovery = first.replica.access().recovery.unwrap();
+    let all = [first.keys.agree_public(), bad.keys.agree_public(), recovery];
+    // Sealed to an outsider too.
+    let mut wide = all.to_vec();
+    wide.push(outsider.agree_public());
+    let open = epoch_for(&mut mesh, &first, &wide);
+    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+    first.feed(&entry);
+    bad.feed(&entry);
+    assert_eq!(
+        first.replica.seal_state(),
+        SealState::NeedsEpoch(NotReady::Recipients)
+    );
+    assert_eq!(mesh.write(&mut first, "one").len(), 2);
+    // Sealed to nobody but itself.
+    bad.pull(&first);
+    let open = epoch_for(&mut mesh, &first, &[bad.keys.agree_public()]);
+    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+    first.feed(&entry);
+    assert_eq!(mesh.write(&mut first, "two").len(), 2);
+    // With envelopes that do not hold what the epoch commits to.
+    bad.pull(&first);
+    let mut open = epoch_for(&mut mesh, &first, &all);
+    for envelope in &mut open.envelopes {
+        let keys = [7; 64];
+        *envelope = Envelope::seal(
+            &first.replica.space(),
+            envelope.epoch,
+            envelope.recipient,
+            envelope.part,
+            &keys,
+            &mut mesh.rng,
+        )
+        .unwrap();
+    }
+    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+    first.feed(&entry);
+    assert_eq!(
+        first.replica.seal_state(),
+        SealState::NeedsEpoch(NotReady::Unopened)
+    );
+    let now = mesh.tick();
+    let mended = first
+        .replica
+        .mint_epoch(&first.keys, now, &mut mesh.rng)
+        .unwrap();
+    first.keep(mended);
+    assert!(matches!(first.replica.seal_state(), SealState::Ready(_)));
+    // Without links to earlier keys: a newcomer could not read the past.
+    bad.pull(&first);
+    let open = epoch_for(&mut mesh, &bad, &all);
+    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+    first.feed(&entry);
+    assert_eq!(
+        first.replica.seal_state(),
+        SealState::NeedsEpoch(NotReady::Unlinked)
+    );
+    assert_eq!(mesh.write(&mut first, "three").len(), 2);
+    let newcomer = mesh.join(&mut first, Role::Member, "newcomer");
+    assert_eq!(newcomer.texts(), first.texts());
+}
+
+#[test]
+fn blind_holder_opens_no_epoch_and_writes_no_names() {
+    let (mut mesh, mut first) = Mesh::new(111);
+    let blind = mesh.join(&mut first, Role::Blind, "shelf");
+    let before = first.replica.access().epoch_heads.clone();
+    let open = epoch_for(&mut mesh, &first, &[blind.keys.agree_public()]);
+    let entry = mesh.forge_access(&first, &blind.keys.clone(), None, Some(open), |_| {});
+    assert_eq!(first.feed(&entry), Inserted::Taken);
+    assert_eq!(first.replica.access().epoch_heads, before);
+    let names = mesh.forge_names(&first, &blind.keys.clone(), "x", |_| {});
+    assert!(matches!(first.feed(&names), Inserted::Rejected(_)));
+}
+
+#[test]
+fn second_certificate_with_another_key_gets_nobody_the_next_keys() {
+    let (mut mesh, mut first) = Mesh::new(112);
+    let victim = mesh.join(&mut first, Role::Member, "victim");
+    let thief = mesh.join_admin(&mut first, "thief");
+    let false_key = mesh.keys();
+    let swapped = Member {
+        agree: false_key.agree_public(),
+        ..Mesh::newcomer(&victim.keys, Role::Member, "victim")
+    };
+    let entry = mesh.forge_access(
+        &thief,
+        &thief.keys.clone(),
+        Some(Sealed::Member(swapped)),
+        None,
+        |_| {},
+    );
+    first.feed(&entry);
+    assert_eq!(first.replica.access().members[&victim.id()].agree, None);
+    mesh.remove_by_root(&mut first, thief.id());
+    mesh.write(&mut first, "secret");
+    let spy = DeviceKeys::from_bytes(&{
+        let mut bytes = *victim.keys.to_bytes();
+        bytes[32..].copy_from_slice(&false_key.to_bytes()[32..]);
+        bytes
+    });
+    let mut spy = Home::new(&spy, Replica::open(first.replica.space(), Some(&spy)));
+    spy.pull(&first);
+    assert!(!spy.reads("secret"));
+    // The root's word settles it.
+    let newcomer = Mesh::newcomer(&victim.keys, Role::Member, "victim");
+    let now = mesh.tick();
+    let entries = first
+        .replica
+        .admit_by_root(&mesh.root, now, &mut mesh.rng, &newcomer)
+        .unwrap();
+    first.keep(entries);
+    mesh.write(&mut first, "for the victim");
+    let mut victim = victim;
+    victim.pull(&first);
+    assert!(victim.reads("for the victim") && victim.reads("secret"));
+}
+
+#[test]
+fn unknown_record_of_an_admin_stops_writing_and_of_a_member_does_not() {
+    let (mut mesh, mut first) = Mesh::new(113);
+    let member = mesh.join(&mut first, Role::Member, "member");
+    let unknown = |mesh: &mut Mesh, home: &Home, signer: &DeviceKeys| {
+        let header = mesh.header(home, signer.id(), DocumentKind::Access, EpochId::default());
+        let mut body = Vec::new();
+        push_record(&mut body, 900, b"from the future");
+        let part = (
+            SealKind::Open,
+            Plain {
+                codec: Codec::Records,
+                body: Zeroizing::new(body),
+            },
+        );
+        mesh.forge(home, signer, header, vec![part])
+    };
+    let entry = unknown(&mut mesh, &first, &member.keys);
+    first.feed(&entry);
+    mesh.write(&mut first, "still");
+    let admin = mesh.join_admin(&mut first, "admin");
+    let entry = unknown(&mut mesh, &admin, &admin.keys);
+    first.feed(&entry);
+    assert!(first.replica.access().outdated);
+    assert_eq!(
+        mesh.try_write(&mut first, "no").unwrap_err(),
+        AuthorError::Outdated
+    );
+}
+
+#[test]
+fn payload_that_is_no_clean_change_counts_and_says_nothing() {
+    let (mut mesh, mut first) = Mesh::new(114);
+    let member = mesh.join(&mut first, Role::Member, "member");
+    let keys = member.keys.clone();
+    mesh.write(&mut first, "kept");
+    let epoch = *first.replica.access().epoch_heads.first().unwrap();
+    let mut bodies = vec![
+        (Codec::Change, b"garbage".to_vec()),
+        (Codec::Records, vec![]),
+    ];
+    let probe = mesh.header(&first, keys.id(), DocumentKind::Names, epoch);
+    let mut place = Mesh::place(&first, &probe);
+    place.start_op += 1;
+    bodies.push((
+        Codec::Change,
+        document::author(&place, &[b"op".to_vec()]).unwrap(),
+    ));
+    place.start_op -= 1;
+    place.nonce.0[0] ^= 1;
+    bodies.push((
+        Codec::Change,
+        document::author(&place, &[b"actor".to_vec()]).unwrap(),
+    ));
+    let mut junk = Vec::new();
+    for (codec, body) in bodies {
+        let mut header = probe.clone();
+        header.hlc = Hlc(header.hlc.0 + 1);
+        let part = (
+            SealKind::Change,
+            Plain {
+                codec,
+                body: Zeroizing::new(body),
+            },
+        );
+        let entry = mesh.forge(&first, &keys, header, vec![part]);
+        assert_eq!(first.feed(&entry), Inserted::Taken);
+        assert!(first.replica.counts(&entry.id()));
+        junk.push(entry);
+    }
+    assert_eq!(first.texts().len(), 1);
+    assert_eq!(first.replica.stats().unfit, junk.len());
+    // Nobody honest builds upon it; who does says nothing either.
+    assert!(
+        !first
+            .replica
+            .heads(DocumentKind::Names)
+            .contains(&junk[0].id())
+    );
+    let on_top = mesh.forge_names(&first, &keys, "on junk", |header| {
+        header.dependencies = vec![junk[0].id()]
+    });
+    first.feed(&on_top);
+    assert!(first.replica.counts(&on_top.id()) && !first.reads("on junk"));
+    mesh.write(&mut first, "goes on");
+    assert!(first.reads("goes on"));
+}

@@ -78,6 +78,12 @@ impl Home {
     }
 
     pub(super) fn drain(&mut self) {
+        self.collect();
+        self.replica.check_invariants();
+    }
+
+    /// Takes over what the replica has to say, as a device does after each batch.
+    pub(super) fn collect(&mut self) {
         loop {
             for entry in self.replica.take_accepted() {
                 self.store(&entry);
@@ -103,7 +109,6 @@ impl Home {
         apply(&mut self.versions, versions);
         let packs = self.replica.take_catalogue_changes();
         apply(&mut self.packs, packs);
-        self.replica.check_invariants();
     }
 
     pub(super) fn texts(&self) -> BTreeSet<String> {
@@ -323,7 +328,9 @@ impl Mesh {
         let (mut op_max, mut seq) = (0, 1);
         let before = (header.seq > 0).then_some(header.previous);
         for id in header.dependencies.iter().chain(&before) {
-            let node = home.replica.find(id).unwrap();
+            let Some(node) = home.replica.find(id) else {
+                continue;
+            };
             if let Reading::Fed {
                 hash,
                 op_max: theirs,

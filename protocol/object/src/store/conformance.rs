@@ -688,5 +688,8 @@ pub(super) fn log_keeps_its_records(place: &impl Place) {
     drop(log);
     let (_, records, report) = Log::open(place.disk(), "entries.log").unwrap();
     assert_eq!(records.len(), 199);
-    assert_eq!(report.damaged, [16..66]);
+    assert_eq!(
+        (report.damaged.len(), report.damaged[0].clone()),
+        (1, 16..66)
+    );
 }

@@ -347,6 +347,64 @@ fn failed_sync_is_final_until_reopened_and_reading_goes_on() {
 }
 
 #[test]
+fn lost_sectors_cost_what_lay_in_them() {
+    let disk = SimDisk::new();
+    let blocks: Vec<Vec<u8>> = (0..60_u32)
+        .map(|number| [&number.to_le_bytes()[..], &[9; 900]].concat())
+        .collect();
+    let roomy = StoreConfig {
+        pack_bytes_max: 1 << 20,
+        ..config()
+    };
+    let open = || Store::open(disk.clone(), MemIndex::new(), roomy).unwrap();
+    let lost = |store: &Store<SimDisk, MemIndex>| {
+        let sound = |bytes: &&Vec<u8>| {
+            store
+                .get(&Cid::of_block(bytes))
+                .is_ok_and(|found| found.is_some_and(|found| found == **bytes))
+        };
+        blocks.len() - blocks.iter().filter(sound).count()
+    };
+    // In the open pack, then in records and footer of the closed one.
+    let (store, _) = open();
+    for bytes in &blocks {
+        store
+            .put(Class::Bulk, &Cid::of_block(bytes), bytes)
+            .unwrap();
+    }
+    store.flush().unwrap();
+    drop(store);
+    disk.lose_sector("open-0.pack", 20_000);
+    let (store, report) = open();
+    assert_eq!(report.damaged, ["open-0.pack.bad"]);
+    assert!((1..=6).contains(&lost(&store)));
+    for bytes in &blocks {
+        store
+            .put(Class::Bulk, &Cid::of_block(bytes), bytes)
+            .unwrap();
+    }
+    store.close_packs().unwrap();
+    assert_eq!(lost(&store), 0);
+    let (pack, info) = store
+        .packs()
+        .unwrap()
+        .into_iter()
+        .max_by_key(|(_, info)| info.blocks)
+        .unwrap();
+    let name = closed_name(&pack);
+    disk.lose_sector(&name, info.bytes - 10);
+    assert_eq!(lost(&store), 0);
+    assert!(matches!(
+        store.check_pack(&pack),
+        Err(StoreError::Pack { .. })
+    ));
+    drop(store);
+    let (store, report) = open();
+    assert_eq!(report.damaged, [format!("{name}.bad")]);
+    assert!(lost(&store) <= 2);
+}
+
+#[test]
 fn one_sync_serves_a_whole_put() {
     let disk = SimDisk::new();
     let roomy = StoreConfig {

@@ -1,0 +1,201 @@
+//! The built program: `put` of a file, `get` of it from a loopback peer, and what memory both take.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A device served by a process.
+pub struct Served {
+    program: PathBuf,
+    home: PathBuf,
+    daemon: Child,
+    /// Where newcomers may knock.
+    pub addrs: Vec<String>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Runs a command to its end; returns the last object it printed.
+///
+/// # Errors
+/// If it fails.
+pub fn run(program: &Path, home: &Path, args: &[&str]) -> io::Result<Value> {
+    let output = Command::new(program)
+        .arg("--json")
+        .arg("--home")
+        .arg(home)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ));
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(serde_json::from_str(text.lines().last().unwrap_or("null"))?)
+}
+
+impl Served {
+    /// Serves a home.
+    ///
+    /// # Errors
+    /// If the process does not come up.
+    pub fn start(program: &Path, home: &Path) -> io::Result<Self> {
+        let mut daemon = Command::new(program)
+            .arg("--json")
+            .arg("--home")
+            .arg(home)
+            .args(["up", "--listen", "127.0.0.1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = daemon
+            .stdout
+            .take()
+            .ok_or_else(|| io::Error::other("no output"))?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line)?;
+        let addrs = ready["addrs"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let addrs = addrs
+            .iter()
+            .filter_map(|addr| addr.as_str().map(str::to_owned))
+            .collect();
+        Ok(Self {
+            program: program.to_owned(),
+            home: home.to_owned(),
+            daemon,
+            addrs,
+        })
+    }
+
+    /// Runs a command against it.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn run(&self, args: &[&str]) -> io::Result<Value> {
+        run(&self.program, &self.home, args)
+    }
+
+    /// The most memory the process had so far, in bytes.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn peak_memory(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib * 1024)
+            .ok_or_else(|| io::Error::other("the system does not tell the memory"))
+    }
+
+    /// CPU time the process took so far.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.daemon.id()))?;
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let ticks = |at: usize| {
+            fields
+                .get(at)
+                .and_then(|field| field.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        // Linux counts these in hundredths of a second.
+        Ok(Duration::from_millis((ticks(11) + ticks(12)) * 10))
+    }
+}
+
+/// What a put and a get came to.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Wall clock of the put.
+    pub put: Duration,
+    /// Wall clock of the get from the other device.
+    pub get: Duration,
+    /// Most memory of the device that put and served.
+    pub holder_memory: u64,
+    /// Most memory of the device that got.
+    pub getter_memory: u64,
+    /// CPU time of both daemons.
+    pub cpu: Duration,
+    /// Bytes of packs per byte put.
+    pub disk_ratio: f64,
+}
+
+/// Puts a file of random bytes on one device and gets it on another, each a process of its own, in `folder`.
+///
+/// # Errors
+/// If anything fails, or what was got differs.
+pub fn transfer(program: &Path, folder: &Path, len: usize) -> io::Result<Transfer> {
+    let (one, other) = (folder.join("one"), folder.join("other"));
+    let file = folder.join("file");
+    std::fs::write(&file, crate::kernels::random(len))?;
+    let made = run(program, &one, &["init", "--name", "one"])?;
+    let first = Served::start(program, &one)?;
+    let words = made["words"].as_str().unwrap_or_default().to_owned();
+    let mut args = vec![
+        "--json".to_owned(),
+        "join".to_owned(),
+        "--words".to_owned(),
+        "--name".to_owned(),
+        "other".to_owned(),
+    ];
+    for addr in &first.addrs {
+        args.extend(["--peer".to_owned(), addr.clone()]);
+    }
+    let mut join = Command::new(program)
+        .arg("--home")
+        .arg(&other)
+        .args(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = join.stdin.take() {
+        io::Write::write_all(&mut stdin, words.as_bytes())?;
+    }
+    if !join.wait()?.success() {
+        return Err(io::Error::other("the second device did not join"));
+    }
+    let second = Served::start(program, &other)?;
+    let began = Instant::now();
+    let put = first.run(&["put", &file.to_string_lossy(), "--to", "/file"])?;
+    let put_took = began.elapsed();
+    let cid = put["cid"].as_str().unwrap_or_default().to_owned();
+    let got = folder.join("got");
+    let began = Instant::now();
+    second.run(&["get", &cid, "--wait", "--output", &got.to_string_lossy()])?;
+    let get_took = began.elapsed();
+    if std::fs::read(&file)? != std::fs::read(&got)? {
+        return Err(io::Error::other("what was got differs from what was put"));
+    }
+    let status = first.run(&["status"])?;
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let disk_ratio = status["disk_bytes"].as_u64().unwrap_or(0) as f64 / len as f64;
+    Ok(Transfer {
+        put: put_took,
+        get: get_took,
+        holder_memory: first.peak_memory()?,
+        getter_memory: second.peak_memory()?,
+        cpu: first.cpu()? + second.cpu()?,
+        disk_ratio,
+    })
+}

@@ -1,0 +1,1037 @@
+#!/usr/bin/env python3
+"""Opens the vectors of Kith's formats, by another road.
+
+Written from `protocol/spec/*.md` alone, without a look at the Rust code, in plain Python 3 without any package: so what two programs agree on here stands in the
+spec, and not only in one of them. Everything is checked: that good bytes open to what they should hold, and that bad bytes are refused with the reason
+stated.
+
+    python3 tests/decoder.py [FOLDER WITH VECTORS] [TOPIC...]
+
+Ends with 0 if all agrees; says what was skipped, and why, on lines that begin with SKIPPED.
+"""
+
+import functools
+import hashlib
+import hmac
+import json
+import os
+import struct
+import sys
+
+try:  # Python 3.14 and later
+    from compression import zstd as zstd_module
+except ImportError:
+    zstd_module = None
+
+
+# --- BLAKE3 ---------------------------------------------------------------------------------------------------------------------------------
+
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+CHUNK_START, CHUNK_END, PARENT, ROOT, KEYED_HASH, DERIVE_CONTEXT, DERIVE_MATERIAL = 1, 2, 4, 8, 16, 32, 64
+MASK = 0xFFFFFFFF
+
+
+def _schedules():
+    order, orders = list(range(16)), []
+    for _ in range(7):
+        orders.append(tuple(order))
+        order = [order[place] for place in PERMUTATION]
+    return orders
+
+
+SCHEDULES = _schedules()
+MIXES = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15), (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+
+
+def _unrolled(name, arguments, begin, rounds, end):
+    """A function without loops or lists inside, which Python runs some three times faster."""
+    lines = [f"def {name}({arguments}):", *begin]
+    for mixes, (r1, r2, r3, r4), rotates_left in rounds:
+        for (a, b, c, d), (x, y) in mixes:
+            for target, source, other, by, word in ((a, b, d, r1, x), (c, d, b, r2, ""), (a, b, d, r3, y), (c, d, b, r4, "")):
+                lines.append(f"v{target} = v{target} + v{source}{word} & 0xFFFFFFFF")
+                left = by if rotates_left else 32 - by
+                lines.append(f"v{other} ^= v{target}")
+                lines.append(f"v{other} = v{other} << {left} & 0xFFFFFFFF | v{other} >> {32 - left}")
+    scope = {}
+    exec("\n    ".join(lines + end), scope)
+    return scope[name]
+
+
+blake3_compress = _unrolled(
+    "blake3_compress",
+    "cv, words, counter, length, flags",
+    [", ".join(f"v{i}" for i in range(8)) + ", = cv", ", ".join(f"m{i}" for i in range(16)) + ", = words"]
+    + [f"v{8 + i} = {IV[i]}" for i in range(4)]
+    + ["v12, v13, v14, v15 = counter & 0xFFFFFFFF, counter >> 32, length, flags"],
+    [
+        ([(mix, (f" + m{schedule[2 * i]}", f" + m{schedule[2 * i + 1]}")) for i, mix in enumerate(MIXES)], (16, 12, 8, 7), False)
+        for schedule in SCHEDULES
+    ],
+    ["return (" + ", ".join([f"v{i} ^ v{i + 8}" for i in range(8)] + [f"v{i + 8} ^ cv[{i}]" for i in range(8)]) + ")"],
+)
+
+
+def _words(block):
+    return struct.unpack("<16I", block.ljust(64, b"\0"))
+
+
+class _Node:
+    """What a chunk or parent is about to be compressed from; the root decides the last flags."""
+
+    def __init__(self, cv, words, counter, length, flags):
+        self.cv, self.words, self.counter, self.length, self.flags = cv, words, counter, length, flags
+
+    def chain(self):
+        return blake3_compress(self.cv, self.words, self.counter, self.length, self.flags)[:8]
+
+    def output(self, length):
+        out = b""
+        count = 0
+        while len(out) < length:
+            out += struct.pack("<16I", *blake3_compress(self.cv, self.words, count, self.length, self.flags | ROOT))
+            count += 1
+        return out[:length]
+
+
+def _chunk_node(data, counter, key, flags):
+    blocks = [data[i:i + 64] for i in range(0, len(data), 64)] or [b""]
+    cv = key
+    for number, block in enumerate(blocks[:-1]):
+        start = CHUNK_START if number == 0 else 0
+        cv = blake3_compress(cv, _words(block), counter, 64, flags | start)[:8]
+    last = (CHUNK_START if len(blocks) == 1 else 0) | CHUNK_END
+    return _Node(cv, _words(blocks[-1]), counter, len(blocks[-1]), flags | last)
+
+
+def _tree_node(data, counter, key, flags):
+    if len(data) <= 1024:
+        return _chunk_node(data, counter, key, flags)
+    left = 1024
+    while left * 2 < len(data):
+        left *= 2
+    one = _tree_node(data[:left], counter, key, flags).chain()
+    two = _tree_node(data[left:], counter + left // 1024, key, flags).chain()
+    return _Node(key, one + two, 0, 64, flags | PARENT)
+
+
+def blake3(data, length=32):
+    return _tree_node(bytes(data), 0, IV, 0).output(length)
+
+
+def blake3_keyed(key, data, length=32):
+    return _tree_node(bytes(data), 0, struct.unpack("<8I", key), KEYED_HASH).output(length)
+
+
+def derive(domain, material, length=32):
+    context = _tree_node(domain.encode(), 0, IV, DERIVE_CONTEXT).output(32)
+    return _tree_node(bytes(material), 0, struct.unpack("<8I", context), DERIVE_MATERIAL).output(length)
+
+
+# --- ChaCha20, Poly1305 and what is made of them --------------------------------------------------------------------------------------------
+
+CHACHA = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
+
+
+_chacha_rounds = _unrolled(
+    "_chacha_rounds",
+    "state",
+    [", ".join(f"v{i}" for i in range(16)) + ", = state"],
+    [([(mix, ("", "")) for mix in MIXES], (16, 12, 8, 7), True)] * 10,
+    ["return [" + ", ".join(f"v{i}" for i in range(16)) + "]"],
+)
+
+
+def _chacha_block(key, counter, nonce):
+    state = CHACHA + struct.unpack("<8I", key) + (counter,) + struct.unpack("<3I", nonce)
+    return struct.pack("<16I", *((a + b) & MASK for a, b in zip(_chacha_rounds(state), state)))
+
+
+def chacha20(key, nonce, data, counter=1):
+    out = bytearray()
+    for start in range(0, len(data), 64):
+        stream = _chacha_block(key, counter + start // 64, nonce)
+        out += bytes(a ^ b for a, b in zip(data[start:start + 64], stream))
+    return bytes(out)
+
+
+def _poly1305(key, message):
+    r = int.from_bytes(key[:16], "little") & 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF
+    s = int.from_bytes(key[16:], "little")
+    total, prime = 0, (1 << 130) - 5
+    for start in range(0, len(message), 16):
+        total = (total + int.from_bytes(message[start:start + 16] + b"\1", "little")) * r % prime
+    return ((total + s) % (1 << 128)).to_bytes(16, "little")
+
+
+def _pad16(data):
+    return data + bytes(-len(data) % 16)
+
+
+def _aead_tag(key, nonce, aad, ciphertext):
+    message = _pad16(aad) + _pad16(ciphertext) + struct.pack("<QQ", len(aad), len(ciphertext))
+    return _poly1305(_chacha_block(key, 0, nonce)[:32], message)
+
+
+def chacha20poly1305_open(key, nonce, aad, sealed):
+    """The plaintext, or None if it is not authentic."""
+    if len(sealed) < 16:
+        return None
+    ciphertext, tag = sealed[:-16], sealed[-16:]
+    if not hmac.compare_digest(_aead_tag(key, nonce, aad, ciphertext), tag):
+        return None
+    return chacha20(key, nonce, ciphertext)
+
+
+def chacha20poly1305_seal(key, nonce, aad, plaintext):
+    ciphertext = chacha20(key, nonce, plaintext)
+    return ciphertext + _aead_tag(key, nonce, aad, ciphertext)
+
+
+def hchacha20(key, nonce):
+    v = _chacha_rounds(CHACHA + struct.unpack("<8I", key) + struct.unpack("<4I", nonce))
+    return struct.pack("<8I", *(v[:4] + v[12:]))
+
+
+def xchacha20poly1305_open(key, nonce, aad, sealed):
+    return chacha20poly1305_open(hchacha20(key, nonce[:16]), bytes(4) + nonce[16:], aad, sealed)
+
+
+# --- Curve25519: X25519, Ed25519 ------------------------------------------------------------------------------------------------------------
+
+P = (1 << 255) - 19
+ORDER = (1 << 252) + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, P - 2, P) % P
+SQRT_M1 = pow(2, (P - 1) // 4, P)
+NEUTRAL = (0, 1, 1, 0)
+
+
+def x25519(secret, point):
+    k = int.from_bytes(secret, "little") & ~7 & ((1 << 255) - 1) | 1 << 254
+    u = int.from_bytes(point, "little") & ((1 << 255) - 1)
+    x2, z2, x3, z3, swap = 1, 0, u, 1, 0
+    for place in reversed(range(255)):
+        bit = k >> place & 1
+        if bit != swap:
+            x2, x3, z2, z3 = x3, x2, z3, z2
+        swap = bit
+        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
+        aa, bb, da, cb = a * a % P, b * b % P, d * a % P, c * b % P
+        e = aa - bb
+        x3, z3 = (da + cb) ** 2 % P, u * (da - cb) ** 2 % P
+        x2, z2 = aa * bb % P, e * (aa + 121665 * e) % P
+    if swap:
+        x2, z2 = x3, z3
+    return (x2 * pow(z2, P - 2, P) % P).to_bytes(32, "little")
+
+
+def x25519_public(secret):
+    return x25519(secret, (9).to_bytes(32, "little"))
+
+
+def _add(p, q):
+    a, b = (p[1] - p[0]) * (q[1] - q[0]) % P, (p[1] + p[0]) * (q[1] + q[0]) % P
+    c, d = 2 * p[3] * q[3] * D % P, 2 * p[2] * q[2] % P
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % P, g * h % P, f * g % P, e * h % P
+
+
+def _multiply(scalar, point):
+    result = NEUTRAL
+    while scalar:
+        if scalar & 1:
+            result = _add(result, point)
+        point = _add(point, point)
+        scalar >>= 1
+    return result
+
+
+def _same(p, q):
+    return (p[0] * q[2] - q[0] * p[2]) % P == 0 and (p[1] * q[2] - q[1] * p[2]) % P == 0
+
+
+def _compress(point):
+    inverse = pow(point[2], P - 2, P)
+    x, y = point[0] * inverse % P, point[1] * inverse % P
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def _decompress(encoded):
+    """The point of a canonical encoding, or None."""
+    y = int.from_bytes(encoded, "little")
+    sign, y = y >> 255, y & ((1 << 255) - 1)
+    if y >= P:
+        return None
+    u, v = (y * y - 1) % P, (D * y * y + 1) % P
+    x = u * pow(v, 3, P) * pow(u * pow(v, 7, P), (P - 5) // 8, P) % P
+    if v * x * x % P == (-u) % P:
+        x = x * SQRT_M1 % P
+    elif v * x * x % P != u:
+        return None
+    if x == 0 and sign:
+        return None
+    if x & 1 != sign:
+        x = P - x
+    return x, y, 1, x * y % P
+
+
+_base_y = 4 * pow(5, P - 2, P) % P
+BASE = _decompress(_base_y.to_bytes(32, "little"))
+
+
+def ed25519_public(seed):
+    digest = hashlib.sha512(seed).digest()
+    scalar = int.from_bytes(digest[:32], "little") & ~7 & ((1 << 254) - 1) | 1 << 254
+    return _compress(_multiply(scalar, BASE))
+
+
+def ed25519_verify(public, message, signature):
+    """Strict: canonical encodings, no small-order key or nonce point, no cofactor."""
+    if len(public) != 32 or len(signature) != 64:
+        return False
+    s = int.from_bytes(signature[32:], "little")
+    a, r = _decompress(public), _decompress(signature[:32])
+    if s >= ORDER or a is None or r is None:
+        return False
+    if _same(_multiply(8, a), NEUTRAL) or _same(_multiply(8, r), NEUTRAL):
+        return False
+    k = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % ORDER
+    return _same(_multiply(s, BASE), _add(r, _multiply(k, a)))
+
+
+def signature_counts(public, domain, message, signature):
+    """`keys.md`, "Signatures"."""
+    return ed25519_verify(public, domain.encode() + b"\0" + message, signature)
+
+
+# --- HKDF, HPKE base mode -------------------------------------------------------------------------------------------------------------------
+
+def hkdf_extract(hash_name, salt, material):
+    salt = salt or bytes(hashlib.new(hash_name).digest_size)
+    return hmac.new(salt, material, hash_name).digest()
+
+
+def hkdf_expand(hash_name, key, info, length):
+    out, block, count = b"", b"", 0
+    while len(out) < length:
+        count += 1
+        block = hmac.new(key, block + info + bytes([count]), hash_name).digest()
+        out += block
+    return out[:length]
+
+
+def _labeled(suite, label):
+    return b"HPKE-v1" + suite + label
+
+
+def _labeled_extract(suite, salt, label, material):
+    return hkdf_extract("sha256", salt, _labeled(suite, label) + material)
+
+
+def _labeled_expand(suite, key, label, info, length):
+    return hkdf_expand("sha256", key, struct.pack(">H", length) + _labeled(suite, label) + info, length)
+
+
+def hpke_open(secret, info, aad, envelope):
+    """`keys.md`, "Envelopes": RFC 9180, base mode, one message. The plaintext, or None."""
+    if len(envelope) < 48:
+        return None
+    encapsulated, sealed = envelope[:32], envelope[32:]
+    kem = b"KEM" + struct.pack(">H", 0x0020)
+    shared = x25519(secret, encapsulated)
+    if shared == bytes(32):
+        return None
+    extracted = _labeled_extract(kem, b"", b"eae_prk", shared)
+    shared = _labeled_expand(kem, extracted, b"shared_secret", encapsulated + x25519_public(secret), 32)
+    suite = b"HPKE" + struct.pack(">HHH", 0x0020, 0x0001, 0x0003)
+    context = b"\0" + _labeled_extract(suite, b"", b"psk_id_hash", b"") + _labeled_extract(suite, b"", b"info_hash", info)
+    schedule = _labeled_extract(suite, shared, b"secret", b"")
+    key = _labeled_expand(suite, schedule, b"key", context, 32)
+    nonce = _labeled_expand(suite, schedule, b"base_nonce", context, 12)
+    return chacha20poly1305_open(key, nonce, aad, sealed)
+
+
+# --- The above against what their own standards state ---------------------------------------------------------------------------------------
+
+def check_primitives():
+    def hexed(value):
+        return value.hex()
+
+    pattern = bytes(i % 251 for i in range(5000))
+    expect(hexed(blake3(b"")), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262", "BLAKE3 of nothing")
+    expect(hexed(blake3(pattern[:1])), "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213", "BLAKE3 of one byte")
+    expect(hexed(blake3(pattern[:1025])), "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444", "BLAKE3 of 1025 bytes")
+    expect(hexed(blake3(pattern[:3073])), "7124b49501012f81cc7f11ca069ec9226cecb8a2c850cfe644e327d22d3e1cd3", "BLAKE3 of 3073 bytes")
+    key = b"whats the Elvish word for friend"
+    expect(hexed(blake3_keyed(key, pattern[:1])), "6d7878dfff2f485635d39013278ae14f1454b8c0a3a2d34bc1ab38228a80c95b", "keyed BLAKE3")
+    context = "BLAKE3 2019-12-27 16:29:52 test vectors context"
+    expect(hexed(derive(context, b"")), "2cc39783c223154fea8dfb7c1b1660f2ac2dcbd1c1de8277b0b0dd39b7e50d7d", "BLAKE3 derive_key")
+
+    # RFC 8439, 2.8.2; draft-irtf-cfrg-xchacha, A.3.1.
+    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
+    key, aad = bytes(range(0x80, 0xA0)), bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
+    sealed = chacha20poly1305_seal(key, bytes.fromhex("070000004041424344454647"), aad, text)
+    expect(hexed(sealed[-16:]), "1ae10b594f09e26a7e902ecbd0600691", "ChaCha20-Poly1305 tag")
+    expect(chacha20poly1305_open(key, bytes.fromhex("070000004041424344454647"), aad, sealed), text, "ChaCha20-Poly1305")
+    nonce = bytes(range(0x40, 0x58))
+    sealed = chacha20poly1305_seal(hchacha20(key, nonce[:16]), bytes(4) + nonce[16:], aad, text)
+    expect(hexed(sealed[-16:]), "c0875924c1c7987947deafd8780acf49", "XChaCha20-Poly1305 tag")
+    expect(xchacha20poly1305_open(key, nonce, aad, sealed), text, "XChaCha20-Poly1305")
+
+    # RFC 7748, 5.2, one iteration; RFC 8032, 7.1, test 2.
+    nine = (9).to_bytes(32, "little")
+    expect(hexed(x25519(nine, nine)), "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079", "X25519")
+    seed = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+    public = bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
+    signature = bytes.fromhex("92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
+                              "387b2eaeb4302aeeb00d291612bb0c00")
+    expect(ed25519_public(seed), public, "Ed25519 public key")
+    expect(ed25519_verify(public, b"\x72", signature), True, "Ed25519 signature")
+    expect(ed25519_verify(public, b"\x73", signature), False, "Ed25519 signature of another message")
+    high = signature[:32] + (int.from_bytes(signature[32:], "little") + ORDER).to_bytes(32, "little")
+    expect(ed25519_verify(public, b"\x72", high), False, "Ed25519 signature that is not canonical")
+    neutral = (1).to_bytes(32, "little")
+    expect(ed25519_verify(neutral, b"", neutral + bytes(32)), False, "Ed25519 key of small order")
+
+
+# --- What is expected -----------------------------------------------------------------------------------------------------------------------
+
+class Refused(Exception):
+    """Bytes that a decoder refuses, in the word the vectors use."""
+
+
+class Skipped(Exception):
+    """Something this decoder cannot check, and why."""
+
+
+PROBLEMS = []
+SKIPS = []
+COUNTS = {}
+
+
+def expect(found, wanted, what):
+    if found != wanted:
+        PROBLEMS.append(f"{what}: found {_shown(found)}, expected {_shown(wanted)}")
+
+
+def _shown(value):
+    text = value.hex() if isinstance(value, bytes) else repr(value)
+    return text if len(text) < 200 else text[:200] + "..."
+
+
+def refuse_if(condition, word):
+    if condition:
+        raise Refused(word)
+
+
+class Reader:
+    """Takes bytes from the front; what is too short is refused with one word."""
+
+    def __init__(self, data, short):
+        self.data, self.place, self.short = data, 0, short
+
+    def take(self, count):
+        refuse_if(self.left() < count, self.short)
+        self.place += count
+        return self.data[self.place - count:self.place]
+
+    def number(self, size):
+        return int.from_bytes(self.take(size), "little")
+
+    def left(self):
+        return len(self.data) - self.place
+
+
+# --- ids.md, keys.md ------------------------------------------------------------------------------------------------------------------------
+
+BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+def base32(data):
+    bits = int.from_bytes(data, "big") << (-len(data) * 8) % 5
+    count = (len(data) * 8 + 4) // 5
+    return "".join(BASE32[bits >> 5 * (count - 1 - i) & 31] for i in range(count))
+
+
+def cid_of_digest(digest):
+    """`ids.md`, "CID"."""
+    return "b" + base32(bytes.fromhex("01551e20") + digest)
+
+
+def device_name(public):
+    """`ids.md`, "Device"."""
+    data = bytes.fromhex("002408011220") + public
+    number, text = int.from_bytes(data, "big"), ""
+    while number:
+        number, digit = divmod(number, 58)
+        text = BASE58[digit] + text
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
+
+
+def check_keys():
+    """`keys.md`, "Words": the values stated on that page."""
+    words = "abandon " * 23 + "art"
+    seed = hashlib.pbkdf2_hmac("sha512", words.encode(), b"mnemonic", 2048)
+    prk = hkdf_extract("sha3_256", b"", seed)
+    root = hkdf_expand("sha3_256", prk, b"kith root signing 1", 32)
+    recovery = hkdf_expand("sha3_256", prk, b"kith root recovery 1", 32)
+    expect(ed25519_public(root).hex(), "62a57d28b9a5baa448aa0ebfc8c831758313ed0ae65c7843707f8b2279d836a1", "root key of the words")
+    expect(x25519_public(recovery).hex(), "c6170419fb678eb12895664ece4f406120fb723bebf1292d7546d0b79f926940", "recovery key")
+
+
+# --- chunk.md -------------------------------------------------------------------------------------------------------------------------------
+
+def gear_table(secret):
+    """`chunk.md`, "Gear table"."""
+    stream = blake3_keyed(derive("kith gear 1", secret), b"", 2048)
+    return struct.unpack("<256Q", stream)
+
+
+def cut(data, gear, least, mean, most):
+    """`chunk.md`, "Boundaries": the lengths of the chunks."""
+    bits = mean.bit_length() - 1
+    small, large = 64 - (bits + 2), 64 - (bits - 2)
+    lengths, start = [], 0
+    while start < len(data):
+        left = len(data) - start
+        length = min(left, most)
+        # The hash looks at the last 64 bytes: older ones are shifted out of its 64 bits.
+        value = 0
+        for place in range(max(0, least - 64), min(left, most)):
+            value = ((value << 1) + gear[data[start + place]]) & 0xFFFFFFFFFFFFFFFF
+            count = place + 1
+            if count >= least and value >> (small if count <= mean else large) == 0:
+                length = count
+                break
+        lengths.append(length)
+        start += length
+    return lengths
+
+
+def vector_input(vector):
+    """The input of a vector."""
+    if "input_byte" in vector:
+        return bytes([vector["input_byte"]]) * vector["input_len"]
+    if vector["input_len"] == 0:
+        return b""
+    return noise(bytes.fromhex(vector["input_noise"]), vector["input_len"])
+
+
+@functools.lru_cache
+def noise(name, length):
+    """What `input_noise` stands for: the output stream of BLAKE3 over the name."""
+    return blake3(name, length)
+
+
+def check_chunk(vector):
+    gear = gear_table(bytes.fromhex(vector["secret"]))
+    expect(str(gear[0]), str(vector["gear_first"]), "first gear")
+    expect(str(gear[255]), str(vector["gear_last"]), "last gear")
+    data = vector_input(vector)
+    expect(cut(data, gear, vector["min"], vector["mean"], vector["max"]), vector["lengths"], "lengths")
+
+
+# --- seal.md --------------------------------------------------------------------------------------------------------------------------------
+
+DATA_MAX = 1048570
+KINDS = {0: "chunk", 1: "manifest", 2: "listing"}
+
+
+def padme(length):
+    """`seal.md`, "Padding"."""
+    if length < 2:
+        return length
+    e = length.bit_length() - 1
+    s = e.bit_length()
+    unit = 1 << max(0, e - s)
+    return (length + unit - 1) // unit * unit
+
+
+def looks_random(data):
+    """`seal.md`, "Codec", 2."""
+    if len(data) <= 4096:
+        sample = data
+    else:
+        step = (len(data) - 256) // 15
+        sample = b"".join(data[i * step:i * step + 256] for i in range(16))
+    counts = [0] * 256
+    for byte in sample:
+        counts[byte] += 1
+    n = len(sample)
+    return 512 * sum(c * (c - 1) for c in counts) < 3 * n * (n - 1)
+
+
+def zstd_frame(data):
+    """Where one zstd frame (RFC 8878) ends, and the content size it states (or None)."""
+    reader = Reader(data, "malformed")
+    refuse_if(reader.number(4) != 0xFD2FB528, "malformed")
+    descriptor = reader.number(1)
+    refuse_if(descriptor & 8, "malformed")
+    single = descriptor >> 5 & 1
+    if not single:
+        reader.take(1)
+    reader.take((0, 1, 2, 4)[descriptor & 3])
+    size_bytes = (single, 2, 4, 8)[descriptor >> 6]
+    size = reader.number(size_bytes) + (256 if size_bytes == 2 else 0) if size_bytes else None
+    while True:
+        header = reader.number(3)
+        kind = header >> 1 & 3
+        refuse_if(kind == 3, "malformed")
+        reader.take(1 if kind == 1 else header >> 3)
+        if header & 1:
+            break
+    if descriptor & 4:
+        reader.take(4)
+    return reader.place, size
+
+
+def unzstd(data):
+    if zstd_module is None:
+        raise Skipped("this Python has no zstd: what was packed is checked, but not unpacked")
+    return zstd_module.decompress(data)
+
+
+def open_block(digest, block, key, secrets, unpack=unzstd):
+    """`seal.md`, "Opening": kind, codec, data."""
+    refuse_if(blake3(block) != digest or len(block) > 1048593, "wrong bytes")
+    refuse_if(len(block) > 0 and block[0] != 1, "unknown suite")
+    refuse_if(len(block) < 23, "malformed")
+    plain = chacha20poly1305_open(key, bytes(12), block[:1], block[1:])
+    refuse_if(plain is None, "not authentic")
+    known = any(blake3_keyed(secret, block[:1] + plain) == key for secret in secrets)
+    refuse_if(not known, "unknown secret")
+    reader = Reader(plain, "malformed")
+    kind, codec, length = reader.number(1), reader.number(1), reader.number(4)
+    refuse_if(kind not in KINDS or codec > 1, "malformed")
+    refuse_if(padme(6 + length) != len(plain), "malformed")
+    data = reader.take(length)
+    refuse_if(reader.take(reader.left()).strip(b"\0"), "malformed")
+    if codec == 1:
+        refuse_if(kind == 1, "malformed")
+        end, size = zstd_frame(data)
+        refuse_if(end != len(data) or size is None, "malformed")
+        refuse_if(size < 128 or size > DATA_MAX or length > size - size // 16, "malformed")
+        data = unpack(data)
+        refuse_if(len(data) != size, "malformed")
+    return kind, codec, data
+
+
+def seal_stored(kind, data, secret):
+    """`seal.md`, "Block", without packing: block and key."""
+    plain = struct.pack("<BBI", kind, 0, len(data)) + data
+    plain += bytes(padme(len(plain)) - len(plain))
+    key = blake3_keyed(secret, b"\1" + plain)
+    return b"\1" + chacha20poly1305_seal(key, bytes(12), b"\1", plain), key
+
+
+def check_seal(vector):
+    if "padded" in vector:
+        expect(padme(vector["length"]), vector["padded"], "padded length")
+        return
+    block, key = bytes.fromhex(vector["block"]), bytes.fromhex(vector["key"])
+    secrets = [bytes.fromhex(secret) for secret in vector["secrets"]]
+    digest = digest_of_cid(vector["cid"])
+    if vector["expect"] != "ok":
+        open_block(digest, block, key, secrets)
+        return
+    data = bytes.fromhex(vector["data"])
+    if vector["codec"] == 0:
+        expect(open_block(digest, block, key, secrets), (vector["kind"], 0, data), "opened")
+        sealed = [seal_stored(vector["kind"], data, secret) for secret in secrets]
+        expect((block, key) in sealed, True, "sealed again")
+    else:
+        expect(vector["kind"] != 1 and len(data) >= 128 and not looks_random(data), True, "worth packing")
+        expect(open_block(digest, block, key, secrets), (vector["kind"], 1, data), "opened")
+
+
+def digest_of_cid(text):
+    """The digest of a CID of ours."""
+    bits = 0
+    for letter in text[1:]:
+        bits = bits << 5 | BASE32.index(letter)
+    count = len(text[1:]) * 5
+    data = (bits >> count % 8).to_bytes(count // 8, "big")
+    refuse_if(text[0] != "b" or data[:4].hex() != "01551e20" or len(data) != 36, "not a CID of ours")
+    expect(cid_of_digest(data[4:]), text, "CID written again")
+    return data[4:]
+
+
+# --- manifest.md ----------------------------------------------------------------------------------------------------------------------------
+
+FAN_OUT = 1024
+
+
+def decode_manifest(data):
+    """`manifest.md`, "Manifest": level, total, children as (digest, key, length)."""
+    refuse_if(not data, "count")
+    refuse_if(data[0] != 1, "version")
+    reader = Reader(data[1:], "count")
+    level = reader.number(1)
+    refuse_if(not 1 <= level <= 4, "level")
+    total, count = reader.number(8), reader.number(4)
+    refuse_if(not 1 <= count <= FAN_OUT or reader.left() != 72 * count, "count")
+    children = [(reader.take(32), reader.take(32), reader.number(8)) for _ in range(count)]
+    most = DATA_MAX * FAN_OUT ** (level - 1)
+    refuse_if(any(not 1 <= length <= most for _, _, length in children), "length")
+    refuse_if(sum(length for _, _, length in children) != total, "total")
+    return level, total, children
+
+
+def encode_manifest(level, children):
+    body = b"".join(digest + key + struct.pack("<Q", length) for digest, key, length in children)
+    return struct.pack("<BBQI", 1, level, sum(child[2] for child in children), len(children)) + body
+
+
+def check_manifest(vector):
+    level, total, children = decode_manifest(bytes.fromhex(vector["manifest"]))
+    wanted = [(bytes.fromhex(child["digest"]), bytes.fromhex(child["key"]), child["len"]) for child in vector["children"]]
+    expect((level, total, children), (vector["level"], vector["total"], wanted), "manifest")
+    expect(encode_manifest(level, wanted).hex(), vector["manifest"], "manifest written again")
+
+
+def read_object(link, blocks, secrets):
+    """`manifest.md`, "Reading": the kind of the leaves, and the bytes."""
+    digest, key, size = link[:32], link[32:64], int.from_bytes(link[64:], "little")
+    kinds, out = set(), []
+
+    def leaf(kind, data, length):
+        refuse_if(len(data) != length, "malformed")
+        kinds.add(kind)
+        refuse_if(len(kinds) > 1, "malformed")
+        out.append(data)
+
+    def below(level, children, is_last):
+        for place, (child_digest, child_key, length) in enumerate(children):
+            kind, _, data = open_block(child_digest, blocks[child_digest], child_key, secrets)
+            last = is_last and place == len(children) - 1
+            if level == 1:
+                refuse_if(kind == 1, "malformed")
+                leaf(kind, data, length)
+            else:
+                refuse_if(kind != 1, "malformed")
+                try:
+                    child_level, total, grandchildren = decode_manifest(data)
+                except Refused:
+                    raise Refused("malformed") from None
+                refuse_if(child_level != level - 1 or total != length, "malformed")
+                refuse_if(not last and len(grandchildren) != FAN_OUT, "malformed")
+                below(child_level, grandchildren, last)
+
+    kind, _, data = open_block(digest, blocks[digest], key, secrets)
+    if kind != 1:
+        leaf(kind, data, size)
+    else:
+        try:
+            level, total, children = decode_manifest(data)
+        except Refused:
+            raise Refused("malformed") from None
+        refuse_if(total != size or len(children) < 2, "malformed")
+        below(level, children, True)
+    return kinds.pop(), b"".join(out)
+
+
+def write_object(kind, data, secret, least, mean, most):
+    """`manifest.md`, "Shape": the link, and the blocks in the order they are handed out. The inputs are noise, which no packing makes shorter."""
+    order = []
+
+    def sealed(kind, data):
+        block, key = seal_stored(kind, data, secret)
+        digest = blake3(block)
+        order.append(digest)
+        return digest, key, block
+
+    # One open group for each level; a full one is written as soon as one more child comes.
+    groups = []
+
+    def close(level):
+        children = groups[level]
+        groups[level] = []
+        digest, key, _ = sealed(1, encode_manifest(level + 1, children))
+        return digest, key, sum(child[2] for child in children)
+
+    def push(level, child):
+        if level == len(groups):
+            groups.append([])
+        if len(groups[level]) == FAN_OUT:
+            push(level + 1, close(level))
+        groups[level].append(child)
+
+    gear = gear_table(secret)
+    start, chunks = 0, []
+    for length in cut(data, gear, least, mean, most) or [0]:
+        digest, key, _ = sealed(kind, data[start:start + length])
+        chunks.append((digest, key, length))
+        if len(data):
+            push(0, chunks[-1])
+        start += length
+    root = chunks[0]
+    if len(chunks) > 1:
+        level = 0
+        while True:
+            root = close(level)
+            if level + 1 == len(groups):
+                break
+            push(level + 1, root)
+            level += 1
+            if level + 1 == len(groups) and len(groups[level]) == 1:
+                root = groups[level][0]
+                break
+    return root[0] + root[1] + struct.pack("<Q", len(data)), order
+
+
+def check_object(vector):
+    secret = bytes.fromhex(vector["secret"])
+    if "sealed" in vector:
+        blocks = {blake3(bytes.fromhex(block)): bytes.fromhex(block) for block in vector["sealed"]}
+        read_object(bytes.fromhex(vector["link"]), blocks, [secret])
+        return
+    link = bytes.fromhex(vector["link"])
+    expect(cid_of_digest(link[:32]), vector["cid"], "CID of the link")
+    expect(int.from_bytes(link[64:], "little"), vector["input_len"], "size of the link")
+    data = vector_input(vector)
+    found, order = write_object(vector["kind"], data, secret, vector["min"], vector["mean"], vector["max"])
+    expect(found, link, "link")
+    expect(len(order), vector["blocks"], "number of blocks")
+    expect(blake3(b"".join(order)).hex(), vector["digests_hash"], "digests of all blocks")
+
+
+# --- tree.md --------------------------------------------------------------------------------------------------------------------------------
+
+def decode_listing(data):
+    """`tree.md`, "Listing"."""
+    refuse_if(len(data) > 256 << 20, "too long")
+    refuse_if(not data, "count")
+    refuse_if(data[0] != 1, "version")
+    reader = Reader(data[1:], "count")
+    entries = []
+    for _ in range(reader.number(4)):
+        name = reader.take(reader.number(1))
+        refuse_if(name in (b"", b".", b"..") or b"/" in name or b"\0" in name, "name")
+        refuse_if(entries and name <= entries[-1]["name"], "order")
+        kind, mode, mtime = reader.number(1), reader.number(4), reader.number(8)
+        refuse_if(kind > 2 or mode > 0o7777, "kind")
+        entries.append({"name": name, "kind": kind, "mode": mode, "mtime_ms": mtime, "digest": reader.take(32), "key": reader.take(32),
+                        "size": reader.number(8)})
+    refuse_if(reader.left(), "count")
+    return entries
+
+
+def check_tree(vector):
+    entries = decode_listing(bytes.fromhex(vector["listing"]))
+    for entry in entries:
+        for field in ("name", "digest", "key"):
+            entry[field] = entry[field].hex()
+    expect(entries, vector["entries"], "listing")
+    written = struct.pack("<BI", 1, len(entries))
+    for entry in vector["entries"]:
+        name = bytes.fromhex(entry["name"])
+        written += bytes([len(name)]) + name + struct.pack("<BIQ", entry["kind"], entry["mode"], entry["mtime_ms"])
+        written += bytes.fromhex(entry["digest"] + entry["key"]) + struct.pack("<Q", entry["size"])
+    expect(written.hex(), vector["listing"], "listing written again")
+
+
+# --- pack.md --------------------------------------------------------------------------------------------------------------------------------
+
+PACK_MAX, BLOCK_MAX, PACK_BLOCKS_MAX, CID_MAX = 64 << 20, 4 << 20, 65536, 128
+OURS = bytes.fromhex("01551e20")
+
+
+def varint(reader):
+    """An unsigned varint in its shortest form."""
+    value, shift = 0, 0
+    while True:
+        byte = reader.number(1)
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            refuse_if(byte == 0 and shift > 7 or shift > 63, reader.short)
+            return value
+
+
+def check_binary_cid(cid, word):
+    """A binary CID in its shortest form, that says which hash it holds: (hash function, digest)."""
+    refuse_if(not 0 < len(cid) <= CID_MAX, word)
+    reader = Reader(cid, word)
+    if cid[:2] == b"\x12\x20":
+        reader.take(2)
+        function, length = 0x12, 32
+    else:
+        refuse_if(varint(reader) != 1, word)
+        varint(reader)
+        function, length = varint(reader), varint(reader)
+    digest = reader.take(length)
+    refuse_if(reader.left() or cid[:4] == OURS and length == 32, word)
+    return function, digest
+
+
+def names_block(cid, block):
+    """Whether the block has the hash in its CID; only BLAKE3-256 and SHA2-256 are computed."""
+    if cid[:4] == OURS and len(cid) == 36:
+        return blake3(block) == cid[4:]
+    function, digest = check_binary_cid(cid, "a CID that was read before")
+    return function == 0x12 and hashlib.sha256(block).digest() == digest or function == 0x1E and blake3(block) == digest
+
+
+def read_pack(data):
+    """`pack.md`, "Reading": id, suite, class, space, blocks as (CID, offset of the block, block)."""
+    refuse_if(not 116 <= len(data) <= PACK_MAX, "not the length of a pack")
+    end = len(data) - 52
+    count, index_offset = struct.unpack("<IQ", data[end:end + 12])
+    bad_trailer = data[-8:] != b"kithpend" or not 1 <= count <= PACK_BLOCKS_MAX or not 64 <= index_offset <= end
+    refuse_if(bad_trailer, "bad pack trailer")
+
+    suite, kind = data[9], data[10]
+    good_header = data[:8] == b"kithpack" and data[8] == 1 and 1 <= kind <= 6 and (suite == 0) == (kind == 4) and data[11] == 0
+    refuse_if(not good_header or data[44:64] != bytes(20), "bad pack header")
+
+    index = data[index_offset:end]
+    refuse_if(derive("kith pack index 1", index) != data[end + 12:end + 44], "bad pack index")
+    reader, items = Reader(index, "bad pack index"), []
+    for _ in range(count):
+        start = reader.place
+        cid_kind = reader.number(1)
+        refuse_if(cid_kind not in (1, 255), "bad pack index")
+        if cid_kind == 1:
+            cid = OURS + reader.take(32)
+        else:
+            cid = reader.take(reader.number(1))
+            check_binary_cid(cid, "bad pack index")
+        written = index[start:reader.place]
+        refuse_if(items and written <= items[-1][0], "bad pack index")
+        items.append((written, cid, reader.number(4)))
+    refuse_if(reader.left(), "bad pack index")
+
+    blocks, place = [], 64
+    in_order = sorted(items, key=lambda item: item[2])
+    for number, (written, cid, offset) in enumerate(in_order):
+        behind = in_order[number + 1][2] if number + 1 < count else index_offset
+        head = 4 + len(written)
+        refuse_if(offset != place or not head <= behind - offset <= head + BLOCK_MAX, "bad pack index")
+        blocks.append((written, cid, offset, offset + head, behind))
+        place = behind
+    refuse_if(place != index_offset, "bad pack index")
+
+    for written, _, offset, start, behind in blocks:
+        head = struct.pack("<I", behind - start) + written
+        refuse_if(data[offset:start] != head, f"bad pack record at {offset}")
+    for _, cid, _, start, behind in blocks:
+        refuse_if(not names_block(cid, data[start:behind]), f"block at {start} of the pack does not match its name")
+    found = [(cid, start, data[start:behind]) for _, cid, _, start, behind in blocks]
+    return blake3(data), suite, kind, data[12:44], found
+
+
+def check_pack(vector):
+    pack_id, suite, kind, space, blocks = read_pack(bytes.fromhex(vector["pack"]))
+    expect((pack_id.hex(), suite, kind, space.hex()), (vector["id"], vector["suite"], vector["class"], vector["space"]), "header")
+    found = [{"cid": cid.hex(), "offset": start, "len": len(block), "block": block.hex()} for cid, start, block in blocks]
+    expect(found, sorted(vector["blocks"], key=lambda block: block["offset"]), "blocks")
+
+
+# --- log.md ---------------------------------------------------------------------------------------------------------------------------------
+
+LOG_BEGINNING = b"kithlog\n\1" + bytes(7)
+FRAME = bytes.fromhex("f16b6c1f")
+
+
+def log_head(data, place):
+    """The length a sound head at that place states, or None."""
+    head = data[place:place + 48]
+    if len(head) < 48 or head[:4] != FRAME:
+        return None
+    length = int.from_bytes(head[4:8], "little")
+    check = derive("kith log position 1", struct.pack("<QI", place, length))[:8]
+    return length if length <= 4 << 20 and head[8:16] == check else None
+
+
+def log_frame(data, place):
+    """The record of a sound frame at that place, or None."""
+    length = log_head(data, place)
+    if length is None or place + 48 + length > len(data):
+        return None
+    record = data[place + 48:place + 48 + length]
+    return record if derive("kith log record 1", record) == data[place + 16:place + 48] else None
+
+
+def open_log(data):
+    """`log.md`, "Opening": records, damaged ranges, bytes cut off at the end, length afterwards."""
+    if len(data) <= 16 and all(byte in (0, LOG_BEGINNING[place]) for place, byte in enumerate(data)):
+        return [], [], 0, 16
+    refuse_if(data[:16] != LOG_BEGINNING, "log is not a log of version 1")
+    records, damaged, place, sound_end = [], [], 16, 16
+    while place < len(data):
+        record = log_frame(data, place)
+        if record is None:
+            length = log_head(data, place)
+            behind = place + 48 + length if length is not None else None
+            if behind is None or log_frame(data, behind) is None:
+                behind = data.find(FRAME, place + 1)
+                while behind >= 0 and log_frame(data, behind) is None:
+                    behind = data.find(FRAME, behind + 1)
+            if behind < 0:
+                break
+            place = behind
+            continue
+        if place > sound_end:
+            damaged.append([sound_end, place])
+        records.append(record)
+        place += 48 + len(record)
+        sound_end = place
+    return records, damaged, len(data) - sound_end, sound_end
+
+
+def check_log(vector):
+    records, damaged, torn, length = open_log(bytes.fromhex(vector["log"]))
+    expect([record.hex() for record in records], vector["records"], "records")
+    expect((damaged, torn, length), (vector["damaged"], vector["torn_bytes"], vector["len_after"]), "what was mended")
+
+
+# --- All of it ------------------------------------------------------------------------------------------------------------------------------
+
+TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log}
+# Vectors of what this decoder does not read: exchanges and state, tested where they live.
+ELSEWHERE = {"bitswap", "digest"}
+
+
+def check_topic(folder, topic):
+    with open(os.path.join(folder, topic + ".json"), encoding="utf-8") as file:
+        vectors = json.load(file)
+    for vector in vectors:
+        name = f"{topic}: {vector['name']}"
+        before = len(PROBLEMS)
+        try:
+            TOPICS[topic](vector)
+            outcome = "ok"
+        except Refused as refused:
+            outcome = str(refused)
+        except Skipped as skipped:
+            SKIPS.append(f"SKIPPED {name}: {skipped}")
+            continue
+        except Exception as error:  # A decoder that stumbles over bytes is wrong about them.
+            outcome = f"{type(error).__name__}: {error}"
+        expect(outcome, vector["expect"], "outcome")
+        PROBLEMS[before:] = [f"{name}: {problem}" for problem in PROBLEMS[before:]]
+        COUNTS[topic] = COUNTS.get(topic, 0) + 1
+
+
+def main(arguments):
+    folder = arguments[0] if arguments else os.path.join(os.path.dirname(os.path.abspath(__file__)), "vectors")
+    topics = arguments[1:] or sorted(name[:-5] for name in os.listdir(folder) if name.endswith(".json"))
+    check_primitives()
+    check_keys()
+    for topic in topics:
+        if topic in TOPICS:
+            check_topic(folder, topic)
+        elif topic not in ELSEWHERE:
+            SKIPS.append(f"SKIPPED {topic}.json: this decoder does not know the topic")
+    for line in SKIPS:
+        print(line)
+    for problem in PROBLEMS:
+        print("WRONG", problem)
+    print(", ".join(f"{topic} {count}" for topic, count in COUNTS.items()), "vectors opened;", f"{len(PROBLEMS)} wrong, {len(SKIPS)} skipped")
+    return 1 if PROBLEMS or not COUNTS else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
