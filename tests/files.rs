@@ -612,7 +612,7 @@ fn only_the_owner_can_read_the_data_folder() {
         .iter()
         .filter(|path| !path.starts_with(&index))
     {
-        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let mode = fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
     }
     let socket = fs::metadata(first.home().join("api.sock")).unwrap();

@@ -68,3 +68,143 @@ impl Access {
         self.members.contains_key(device)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::push_record;
+    use crate::epoch::{Envelope, EpochRecord, KeyPart, Link};
+    use kith_object::id::SpaceId;
+    use kith_object::key::{DeviceKeys, Rng, Secret};
+    use proptest::prelude::*;
+
+    fn member(name: &str) -> Member {
+        let keys = DeviceKeys::generate(&mut Rng::from_seed([1; 32]));
+        Member {
+            device: keys.id(),
+            agree: keys.agree_public(),
+            role: Role::Member,
+            name: name.to_owned(),
+        }
+    }
+
+    #[test]
+    fn names_of_devices_are_short_and_plain() {
+        for good in ["a", "Großmutters Laptop", &"x".repeat(64)] {
+            assert_eq!(Member::decode(&member(good).encode()), Some(member(good)));
+        }
+        for bad in [
+            "",
+            "two\nlines",
+            "bell\u{7}",
+            "tur\u{202e}ned",
+            &"x".repeat(65),
+        ] {
+            assert!(!member(bad).is_valid() && Member::decode(&member(bad).encode()).is_none());
+        }
+        let dead = Member {
+            agree: AgreeKey([0; 32]),
+            ..member("a")
+        };
+        assert_eq!(
+            Member::decode(&dead.encode()),
+            None,
+            "no secret belongs to that key"
+        );
+    }
+
+    #[test]
+    fn open_part_stands_in_one_order() {
+        let mut rng = Rng::from_seed([2; 32]);
+        let space = SpaceId([3; 32]);
+        let record = EpochRecord {
+            holder: [4; 32],
+            member: [5; 32],
+            parents: vec![EpochId([6; 32])],
+        };
+        let id = record.id(&space);
+        let key = Secret::new([7; 32]);
+        let link = |earlier: u8, rng: &mut Rng| {
+            Link::seal(
+                &space,
+                (id, &key),
+                (EpochId([earlier; 32]), &[8; 64]),
+                KeyPart::Holder,
+                rng,
+            )
+        };
+        let to = DeviceKeys::generate(&mut rng).agree_public();
+        let envelope = |epoch, part, rng: &mut Rng| {
+            Envelope::seal(&space, epoch, to, part, &[8; 64], rng).unwrap()
+        };
+        let good = Opened {
+            epoch: Some(record),
+            links: vec![link(6, &mut rng), link(7, &mut rng)],
+            envelopes: vec![
+                envelope(id, KeyPart::Holder, &mut rng),
+                envelope(id, KeyPart::Member, &mut rng),
+            ],
+            ..Opened::default()
+        };
+        let read = |opened: &Opened| Opened::decode(&opened.encode(), &space);
+        assert_eq!(read(&good), Some(good.clone()));
+        let spoilt: [&dyn Fn(&mut Opened); 6] = [
+            &|opened| opened.links.reverse(),
+            &|opened| opened.envelopes.reverse(),
+            &|opened| opened.links[1] = opened.links[0].clone(),
+            &|opened| opened.links[0].epoch = EpochId([1; 32]),
+            &|opened| opened.envelopes[0].epoch = EpochId([1; 32]),
+            &|opened| opened.epoch = None,
+        ];
+        for spoil in spoilt {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            assert_eq!(read(&bad), None);
+        }
+        let mut twice = good.encode();
+        twice.extend_from_slice(&good.encode());
+        assert_eq!(Opened::decode(&twice, &space), None);
+        let many: Vec<Envelope> = (0..17)
+            .map(|n| envelope(EpochId([n; 32]), KeyPart::Holder, &mut rng))
+            .collect();
+        assert_eq!(
+            read(&Opened {
+                envelopes: many,
+                ..Opened::default()
+            }),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(kind in 0u16..10, body in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let space = SpaceId([3; 32]);
+            let mut framed = Vec::new();
+            push_record(&mut framed, kind, &body);
+            if let Some(opened) = Opened::decode(&framed, &space).filter(|opened| !opened.unknown) {
+                prop_assert_eq!(opened.encode(), framed.clone());
+            }
+            if let Some(sealed) = Sealed::decode(&framed).filter(|sealed| *sealed != Sealed::Unknown) {
+                prop_assert_eq!(sealed.encode(), framed.clone());
+            }
+            let _ = Opened::decode(&body, &space);
+            let _ = Sealed::decode(&body);
+            prop_assert!(Genesis::decode(&body).is_none_or(|genesis| genesis.encode() == body));
+            prop_assert!(Removal::decode(&body).is_none_or(|removal| removal.encode() == body));
+            prop_assert!(Member::decode(&body).is_none_or(|member| member.encode() == body));
+            prop_assert!(EpochRecord::decode(&body).is_none_or(|record| record.encode() == body));
+            prop_assert!(Link::decode(&body).is_none_or(|link| link.encode() == body));
+            prop_assert!(Envelope::decode(&body).is_none_or(|envelope| envelope.encode() == body));
+        }
+
+        #[test]
+        fn mutated_certificates_read_as_what_they_say(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut bytes = member("laptop").encode();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            prop_assert!(Member::decode(&bytes).is_none_or(|member| member.encode() == bytes));
+            prop_assert!(Member::decode(&bytes[..at]).is_none());
+        }
+    }
+}

@@ -12,3 +12,6 @@ mod extract;
 pub use change::{
     Change, Misfit, OPS_MAX, Place, RECORD_BYTES_MAX, RECORDS_MAX, author, change_len, read,
 };
+
+#[cfg(test)]
+mod tests;

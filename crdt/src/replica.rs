@@ -7,9 +7,11 @@ mod author;
 mod check;
 mod count;
 mod link;
+mod mint;
 mod pending;
 mod reading;
 mod seal;
+mod slot;
 
 pub use author::AuthorError;
 pub use seal::{NotReady, SealState};
@@ -231,7 +233,7 @@ pub struct Replica {
     /// Entries that got their place since they were last judged, with the records read from them.
     fresh: BTreeMap<u32, Vec<Vec<u8>>>,
     access_counts: BTreeMap<DeviceId, usize>,
-    tips: BTreeMap<DocumentKind, author::Tip>,
+    tips: BTreeMap<DocumentKind, slot::Tip>,
     accepted: Vec<Entry>,
     /// Entries of this device that the function writing them has yet to return.
     written: Vec<Entry>,

@@ -15,10 +15,12 @@ use kith_object::seal::Kind;
 use kith_object::tree::{self, FileKind, TREE_BYTES_MAX, TREE_DEPTH_MAX, TreeError};
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 
-use crate::source::{ReadError, Source};
+use crate::source::{ReadError, Source, Whole};
 
 /// Files read at a time: enough to hide the round trips of small ones.
 const WORKERS: usize = 8;
+/// Small pieces are written together; most chunks are larger and go straight to the file.
+const WRITE_BYTES: usize = 32 << 10;
 /// Longest target of a symlink.
 const TARGET_BYTES_MAX: u64 = 4096;
 
@@ -56,7 +58,10 @@ pub(crate) enum RestoreError {
     #[error("write {path}", path = path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("read the object of {path}", path = path.display())]
-    Read { path: PathBuf, source: ReadError },
+    Read {
+        path: PathBuf,
+        source: Box<ReadError>,
+    },
     #[error("the folder listing of {path} is malformed", path = path.display())]
     Listing { path: PathBuf, source: TreeError },
     #[error("{path} is not what its listing says", path = path.display())]
@@ -102,6 +107,13 @@ pub(crate) fn restore(
     }
     let temporary = Unfinished(temporary_beside(dest));
     build(source, item, &temporary.0)?;
+    source
+        .keeper
+        .finish()
+        .map_err(|source| RestoreError::Read {
+            path: dest.to_owned(),
+            source: Box::new(source),
+        })?;
     let failed = |source| RestoreError::Write {
         path: dest.to_owned(),
         source,
@@ -197,13 +209,7 @@ fn build(source: &Source, item: Item, at: &Path) -> Result<(), RestoreError> {
     let mut failures: Vec<RestoreError> = outcomes.into_iter().filter_map(Result::err).collect();
     // Those that only heard of the cancellation say nothing of the cause.
     failures.sort_by_key(|error| {
-        matches!(
-            error,
-            RestoreError::Read {
-                source: ReadError::Cancelled,
-                ..
-            }
-        )
+        matches!(error, RestoreError::Read { source, .. } if matches!(**source, ReadError::Cancelled))
     });
     if let Some(error) = failures.into_iter().next() {
         return Err(error);
@@ -324,12 +330,12 @@ fn read_listing(
     source: &Source,
     link: &ObjectLink,
     path: &Path,
-) -> Result<Option<(Vec<u8>, Option<Kind>)>, RestoreError> {
+) -> Result<Option<Whole>, RestoreError> {
     source
         .read_whole(link, TREE_BYTES_MAX)
         .map_err(|source| RestoreError::Read {
             path: path.to_owned(),
-            source,
+            source: Box::new(source),
         })
 }
 
@@ -343,7 +349,7 @@ fn root_kind(
         .first_kind(link)
         .map_err(|source| RestoreError::Read {
             path: path.to_owned(),
-            source,
+            source: Box::new(source),
         })
 }
 
@@ -368,7 +374,7 @@ fn restore_leaf(source: &Source, leaf: &Work) -> Result<(), RestoreError> {
     };
     let read = |source| RestoreError::Read {
         path: leaf.path.clone(),
-        source,
+        source: Box::new(source),
     };
     if leaf.kind == FileKind::Symlink {
         let Some((target, _)) = source
@@ -390,7 +396,7 @@ fn restore_leaf(source: &Source, leaf: &Work) -> Result<(), RestoreError> {
         .mode(0o600)
         .open(&leaf.path)
         .map_err(wrote)?;
-    let mut file = BufWriter::with_capacity(256 << 10, file);
+    let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
     let kind = source
         .read(&leaf.link, &mut |data| {
             source
@@ -430,11 +436,7 @@ fn finish(path: &Path, mode: Option<u32>, mtime_ms: u64) -> io::Result<()> {
         },
         last_modification: Timespec {
             tv_sec: i64::try_from(mtime_ms / 1000).unwrap_or(i64::MAX),
-            tv_nsec: i64::try_from(mtime_ms % 1000)
-                .unwrap_or(0)
-                .saturating_mul(1_000_000)
-                .try_into()
-                .unwrap_or(0),
+            tv_nsec: i64::try_from(mtime_ms % 1000 * 1_000_000).unwrap_or(0),
         },
     };
     Ok(rustix::fs::utimensat(

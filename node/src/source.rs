@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +20,9 @@ use kith_object::pack::Class;
 use kith_object::store::{StoreError, Verified};
 
 /// Blocks asked for ahead of the reader: at the usual sizes some 16 MiB under way.
-const WINDOW_BLOCKS: usize = 96;
+const WINDOW_BLOCKS: usize = 128;
+/// Blocks taken in before more are asked for, so that the wire does not run dry meanwhile.
+const BATCH_BLOCKS: usize = 8;
 /// How long a read goes on hoping once every device within reach said it has not got a block: others may be connecting just now.
 const HOPE: Duration = Duration::from_secs(3);
 /// How often a waiting read looks whether it was cancelled.
@@ -62,6 +66,9 @@ pub(crate) enum ReadError {
     Cancelled,
 }
 
+/// An object read whole, and the kind of its leaves.
+pub(crate) type Whole = (Vec<u8>, Option<Kind>);
+
 /// Where objects are read from, for one call.
 #[derive(Clone)]
 pub(crate) struct Source {
@@ -70,6 +77,7 @@ pub(crate) struct Source {
     pub(crate) opener: Opener,
     pub(crate) wait: bool,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) keeper: Arc<Keeper>,
 }
 
 /// What a call has read.
@@ -86,16 +94,77 @@ impl Tally {
     pub(crate) fn from(&self) -> BTreeMap<DeviceId, u64> {
         self.from
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
     fn came(&self, device: DeviceId, bytes: usize) {
-        let mut from = self
-            .from
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut from = self.from.lock().unwrap_or_else(PoisonError::into_inner);
         *from.entry(device).or_default() += bytes as u64;
+    }
+}
+
+/// Blocks fetched that may wait to be written to the store.
+const KEEP_MAX: usize = 64;
+
+/// Writes fetched blocks into the store beside the thread that reads the object.
+pub(crate) struct Keeper {
+    queue: std::sync::Mutex<Option<SyncSender<(Cid, Bytes)>>>,
+    worker: std::sync::Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
+}
+
+impl Keeper {
+    pub(crate) fn start(store: Arc<DiskStore>, asker: Asker) -> Arc<Self> {
+        let (queue, blocks) = sync_channel::<(Cid, Bytes)>(KEEP_MAX);
+        let worker = std::thread::spawn(move || {
+            while let Ok(first) = blocks.recv() {
+                let mut stored = Vec::new();
+                for (cid, block) in std::iter::once(first).chain(blocks.try_iter().take(KEEP_MAX)) {
+                    store.put_verified(Class::Bulk, Verified::computed(cid, &block))?;
+                    stored.push(cid);
+                }
+                asker.stored(stored);
+            }
+            Ok(())
+        });
+        Arc::new(Self {
+            queue: std::sync::Mutex::new(Some(queue)),
+            worker: std::sync::Mutex::new(Some(worker)),
+        })
+    }
+
+    /// Hands a block over; waits while many are before it.
+    fn keep(&self, cid: Cid, block: Bytes) -> Result<(), ReadError> {
+        let queue = self
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match queue.map(|queue| queue.send((cid, block)).is_ok()) {
+            Some(true) => Ok(()),
+            // The worker has ended, which it does before its time only if the store refused.
+            _ => Err(self.finish().err().unwrap_or(ReadError::Cancelled)),
+        }
+    }
+
+    /// Waits until all is written.
+    pub(crate) fn finish(&self) -> Result<(), ReadError> {
+        drop(
+            self.queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        let worker = self
+            .worker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match worker.map(JoinHandle::join) {
+            Some(Ok(outcome)) => outcome.map_err(ReadError::Store),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
     }
 }
 
@@ -140,25 +209,27 @@ impl Source {
             hope: None,
         };
         loop {
+            // What comes next is asked for before what is here is written out.
+            let fed = self.ask(&mut reader, &mut fetching, WINDOW_BLOCKS)?;
             while let Some(data) = reader.next() {
                 out(data).map_err(ReadError::Write)?;
             }
-            if !self.step(&mut reader, &mut fetching, WINDOW_BLOCKS)? {
+            if reader.done() {
                 return Ok(reader.leaf_kind());
+            }
+            if !fed {
+                self.arrive(&mut reader, &mut fetching)?;
             }
         }
     }
 
-    /// Feeds the reader what is here, asks for what is not, waits if nothing is; false once the reader has all.
-    fn step(
+    /// Feeds the reader what is here and asks others for what is not; says whether anything was fed.
+    fn ask(
         &self,
         reader: &mut ObjectReader,
         fetching: &mut Fetching<'_>,
         window: usize,
     ) -> Result<bool, ReadError> {
-        if reader.done() {
-            return Ok(false);
-        }
         if self.tally.cancelled.load(Ordering::Relaxed) {
             return Err(ReadError::Cancelled);
         }
@@ -189,10 +260,7 @@ impl Source {
                 .requests
                 .push(self.asker.fetch(missing, fetching.to.clone()));
         }
-        if !fed {
-            self.arrive(reader, fetching)?;
-        }
-        Ok(true)
+        Ok(fed)
     }
 
     /// Waits for something to arrive and takes in all that did.
@@ -206,8 +274,10 @@ impl Source {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return Err(ReadError::Cancelled),
         };
-        let mut stored = Vec::new();
-        for arrival in first.into_iter().chain(fetching.arrivals.try_iter()) {
+        for arrival in first
+            .into_iter()
+            .chain(fetching.arrivals.try_iter().take(BATCH_BLOCKS))
+        {
             match arrival {
                 Arrival::Block { cid, block, from } => {
                     if !fetching.wanted.remove(&cid) {
@@ -215,14 +285,10 @@ impl Source {
                     }
                     fetching.hope = None;
                     self.tally.came(from, block.len());
-                    let fetched = Verified::computed(cid, &block);
-                    self.store
-                        .put_verified(Class::Bulk, fetched)
-                        .map_err(ReadError::Store)?;
+                    self.keeper.keep(cid, block.clone())?;
                     reader
                         .feed_verified(&cid, &block)
                         .map_err(ReadError::Open)?;
-                    stored.push(cid);
                 }
                 // Read from the disk on the next round.
                 Arrival::Held { cid } => {
@@ -234,9 +300,6 @@ impl Source {
                         .get_or_insert_with(|| (cid, Instant::now() + HOPE));
                 }
             }
-        }
-        if !stored.is_empty() {
-            self.asker.stored(stored);
         }
         match fetching.hope {
             Some((cid, until)) if !self.wait && until <= Instant::now() => {
@@ -251,7 +314,7 @@ impl Source {
         &self,
         link: &ObjectLink,
         max: u64,
-    ) -> Result<Option<(Vec<u8>, Option<Kind>)>, ReadError> {
+    ) -> Result<Option<Whole>, ReadError> {
         if link.size > max {
             return Ok(None);
         }
@@ -281,8 +344,11 @@ impl Source {
             if let Some(kind) = reader.leaf_kind() {
                 return Ok(Some(kind));
             }
-            if !self.step(&mut reader, &mut fetching, 1)? {
+            if reader.done() {
                 return Ok(None);
+            }
+            if !self.ask(&mut reader, &mut fetching, 1)? {
+                self.arrive(&mut reader, &mut fetching)?;
             }
         }
     }

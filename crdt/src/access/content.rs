@@ -1,10 +1,12 @@
 //! What one entry of `access` says, if its records make one of the shapes that are allowed.
 
-use kith_object::id::{DeviceId, SpaceId};
+use std::collections::BTreeSet;
+
+use kith_object::id::{DeviceId, EpochId, SpaceId};
 
 use super::record::{Genesis, Member, Removal, kind};
 use crate::chain::{Record, push_record, records};
-use crate::epoch::{ENVELOPES_MAX, Envelope, EpochRecord, LINKS_MAX, Link};
+use crate::epoch::{ENVELOPES_MAX, Envelope, EpochRecord, LINKS_MAX, Link, PARENTS_MAX};
 
 /// The open part of an entry of `access`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -58,7 +60,14 @@ impl Opened {
                 .envelopes
                 .iter()
                 .all(|envelope| Some(envelope.epoch) == own);
-        (bounded && ordered && hanging && own_only).then_some(opened)
+        // A newcomer gets the keys of the heads. Trying envelopes is costly, and this bounds it.
+        let epochs: BTreeSet<EpochId> = opened
+            .envelopes
+            .iter()
+            .map(|envelope| envelope.epoch)
+            .collect();
+        let few = epochs.len() <= PARENTS_MAX;
+        (bounded && ordered && hanging && own_only && few).then_some(opened)
     }
 
     /// The records in their order.

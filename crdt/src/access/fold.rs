@@ -259,11 +259,13 @@ impl<'a> Fold<'a> {
                 } else {
                     by_root || role >= Some(Role::Member)
                 };
-                let known = record.parents.iter().all(|parent| {
-                    opened
-                        .get(parent)
-                        .is_some_and(|places| places.iter().any(|at| item.past.contains(*at)))
-                });
+                let founds = by_root && content.genesis.is_some();
+                let known = founds == record.parents.is_empty()
+                    && record.parents.iter().all(|parent| {
+                        opened
+                            .get(parent)
+                            .is_some_and(|places| places.iter().any(|at| item.past.contains(*at)))
+                    });
                 opened.entry(id).or_default().push(place);
                 if counts && may && known {
                     let to = verdict.epochs.entry(id).or_default();

@@ -255,8 +255,8 @@ impl Draft {
                     let key = seal.part_key(key?)?;
                     let associated = header.associated(u16::try_from(index).ok()?, count);
                     let cipher = XChaCha20Poly1305::new(key.expose().into());
-                    let nonce: [u8; NONCE_LEN] = rng.bytes();
                     let body = plain.encode(true);
+                    let nonce = fresh_nonce(&associated, &body, rng);
                     let sealed = cipher
                         .encrypt(
                             &XNonce::from(nonce),
@@ -285,6 +285,17 @@ impl Draft {
             Some(Bytes::from(payload)),
         ))
     }
+}
+
+/// A nonce that is random, and that differs for two contents even where the randomness repeats, as in a copy of a running
+/// machine.
+pub(crate) fn fresh_nonce(associated: &[u8], body: &[u8], rng: &mut Rng) -> [u8; NONCE_LEN] {
+    let mut hasher = blake3::Hasher::new_keyed(&rng.bytes());
+    hasher.update(associated);
+    hasher.update(body);
+    let mut nonce = [0; NONCE_LEN];
+    hasher.finalize_xof().fill(&mut nonce);
+    nonce
 }
 
 /// The keys a draft is sealed with.

@@ -51,7 +51,7 @@ pub struct Misfit;
 
 impl Place {
     /// The key of a record: chain, place in the chain, index, so that no two entries ever share one.
-    fn key(&self, index: usize) -> String {
+    pub(super) fn key(&self, index: usize) -> String {
         let index = u32::try_from(index).expect("at most 10,000 records");
         let bytes = [
             self.nonce.0.as_slice(),

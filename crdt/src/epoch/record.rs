@@ -7,6 +7,7 @@ use kith_object::key::{AgreeKey, AgreeSecret, ENVELOPE_OVERHEAD, Rng, Secret, de
 use zeroize::Zeroizing;
 
 use super::keys::PART_LEN;
+use crate::chain::fresh_nonce;
 use crate::chain::read::Reader;
 
 /// Parents an epoch may have: heads that one merge brings together.
@@ -124,8 +125,8 @@ impl Link {
         rng: &mut Rng,
     ) -> Self {
         let cipher = XChaCha20Poly1305::new(key.derive("kith link 1").expose().into());
-        let nonce: [u8; NONCE_LEN] = rng.bytes();
         let aad = Self::associated(space, &epoch, &earlier, part);
+        let nonce = fresh_nonce(&aad, keys, rng);
         let body = cipher
             .encrypt(
                 &XNonce::from(nonce),

@@ -11,6 +11,8 @@ use super::record::{Envelope, EpochRecord, KeyPart, Link};
 
 /// Parts given for epochs whose record has not come yet; a pairing gives one epoch's two.
 const GIVEN_MAX: usize = 16;
+/// Envelopes to this device for epochs whose record has not come yet. Honest ones come after the record.
+const EARLY_ENVELOPES_MAX: usize = 1024;
 
 /// An epoch whose record is known, with what could be opened of it.
 #[derive(Debug)]
@@ -18,8 +20,8 @@ struct Known {
     record: EpochRecord,
     holder: Option<HolderPart>,
     member: Option<MemberPart>,
-    /// Links that its keys open.
-    links: BTreeSet<Link>,
+    /// Epochs whose part its own part was seen to lead to.
+    leads_to: BTreeSet<(EpochId, KeyPart)>,
 }
 
 /// The epochs of a space and their keys, as far as this device's secrets open them.
@@ -34,6 +36,11 @@ pub struct KeyRing {
     secrets: Vec<AgreeSecret>,
     known: BTreeMap<EpochId, Known>,
     given: Vec<(EpochId, KeyPart, Zeroizing<[u8; PART_LEN]>)>,
+    early: Vec<Envelope>,
+    /// Links that wait for the key of their epoch, by that.
+    locked: BTreeMap<(EpochId, KeyPart), BTreeSet<Link>>,
+    /// Links that wait for the record of the epoch they lead to, by that.
+    dangling: BTreeMap<EpochId, BTreeSet<Link>>,
     /// Epochs of which a key was learned since last asked.
     news: BTreeSet<EpochId>,
 }
@@ -46,6 +53,9 @@ impl KeyRing {
             secrets,
             known: BTreeMap::new(),
             given: Vec::new(),
+            early: Vec::new(),
+            locked: BTreeMap::new(),
+            dangling: BTreeMap::new(),
             news: BTreeSet::new(),
         }
     }
@@ -65,100 +75,100 @@ impl KeyRing {
             record: record.clone(),
             holder: None,
             member: None,
-            links: BTreeSet::new(),
+            leads_to: BTreeSet::new(),
         };
         self.known.insert(id, known);
-        let given = std::mem::take(&mut self.given);
-        for (epoch, part, keys) in given {
+        for (epoch, part, keys) in std::mem::take(&mut self.given) {
             self.give(epoch, part, &keys);
         }
+        let (now, later) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition::<Vec<_>, _>(|envelope| envelope.epoch == id);
+        self.early = later;
+        for envelope in &now {
+            self.add_envelope(envelope);
+        }
+        for link in self.dangling.remove(&id).unwrap_or_default() {
+            self.add_link(&link);
+        }
     }
 
-    /// Takes in a link between two epochs whose records are known; ignores any other.
+    /// Takes in a link; it is tried once, as soon as all it needs is here.
     pub fn add_link(&mut self, link: &Link) {
-        if !self.known.contains_key(&link.earlier) {
-            return;
+        let mut queue = vec![link.clone()];
+        while let Some(link) = queue.pop() {
+            if !self.known.contains_key(&link.earlier) {
+                self.dangling.entry(link.earlier).or_default().insert(link);
+                continue;
+            }
+            let Some(key) = self.link_key(&link.epoch, link.part) else {
+                let list = self.locked.entry((link.epoch, link.part)).or_default();
+                list.insert(link);
+                continue;
+            };
+            let Some(keys) = link.open(&self.space, key) else {
+                continue;
+            };
+            if !self.fits(&link.earlier, link.part, &keys) {
+                continue;
+            }
+            if let Some(known) = self.known.get_mut(&link.epoch) {
+                known.leads_to.insert((link.earlier, link.part));
+            }
+            queue.extend(self.put(link.earlier, link.part, &keys));
         }
-        let Some(known) = self.known.get_mut(&link.epoch) else {
-            return;
-        };
-        known.links.insert(link.clone());
-        self.follow(link.epoch);
     }
 
-    /// Takes in an envelope; ignores it if it is for others or for an epoch whose record is not known.
+    /// Takes in an envelope; ignores it if it is for others.
     pub fn add_envelope(&mut self, envelope: &Envelope) {
-        if !self.known.contains_key(&envelope.epoch) || self.has(&envelope.epoch, envelope.part) {
-            return;
-        }
         let secret = self
             .secrets
             .iter()
             .find(|secret| secret.public() == envelope.recipient);
-        if let Some(keys) = secret.and_then(|secret| envelope.open(&self.space, secret)) {
-            self.put(envelope.epoch, envelope.part, &keys);
-            self.follow(envelope.epoch);
+        let Some(secret) = secret else { return };
+        if !self.known.contains_key(&envelope.epoch) {
+            if self.early.len() < EARLY_ENVELOPES_MAX {
+                self.early.push(envelope.clone());
+            }
+        } else if !self.has(&envelope.epoch, envelope.part)
+            && let Some(keys) = envelope.open(&self.space, secret)
+        {
+            self.give(envelope.epoch, envelope.part, &keys);
         }
     }
 
     /// Takes in keys that came another way, as in pairing; they stand once the epoch's record proves them.
     pub fn give(&mut self, epoch: EpochId, part: KeyPart, keys: &[u8; PART_LEN]) {
         if self.known.contains_key(&epoch) {
-            self.put(epoch, part, keys);
-            self.follow(epoch);
+            for link in self.put(epoch, part, keys) {
+                self.add_link(&link);
+            }
         } else if self.given.len() < GIVEN_MAX {
             self.given.push((epoch, part, Zeroizing::new(*keys)));
         }
     }
 
-    /// Keeps keys if they are new and fit their epoch.
-    fn put(&mut self, epoch: EpochId, part: KeyPart, keys: &[u8; PART_LEN]) -> bool {
-        let Some(known) = self.known.get_mut(&epoch) else {
-            return false;
-        };
-        let fits = match part {
-            KeyPart::Holder if known.holder.is_none() => {
-                let keys = HolderPart::from_bytes(keys);
-                let fits = keys.commitment() == known.record.holder;
-                known.holder = fits.then_some(keys);
-                fits
-            }
-            KeyPart::Member if known.member.is_none() => {
-                let keys = MemberPart::from_bytes(keys);
-                let fits = keys.commitment() == known.record.member;
-                known.member = fits.then_some(keys);
-                fits
-            }
-            KeyPart::Holder | KeyPart::Member => false,
-        };
-        if fits {
-            self.news.insert(epoch);
-        }
-        fits
+    /// Whether keys are those that an epoch's record commits to.
+    fn fits(&self, epoch: &EpochId, part: KeyPart, keys: &[u8; PART_LEN]) -> bool {
+        self.known.get(epoch).is_some_and(|known| match part {
+            KeyPart::Holder => HolderPart::from_bytes(keys).commitment() == known.record.holder,
+            KeyPart::Member => MemberPart::from_bytes(keys).commitment() == known.record.member,
+        })
     }
 
-    /// Opens what an epoch's links lead to, and what those lead to.
-    fn follow(&mut self, epoch: EpochId) {
-        let mut queue = vec![epoch];
-        while let Some(epoch) = queue.pop() {
-            let Some(known) = self.known.get(&epoch) else {
-                continue;
-            };
-            let found: Vec<_> = known
-                .links
-                .iter()
-                .filter(|link| !self.has(&link.earlier, link.part))
-                .filter_map(|link| {
-                    let keys = link.open(&self.space, self.link_key(&epoch, link.part)?)?;
-                    Some((link.earlier, link.part, keys))
-                })
-                .collect();
-            for (earlier, part, keys) in found {
-                if self.put(earlier, part, &keys) {
-                    queue.push(earlier);
-                }
+    /// Keeps keys if they are new and fit their epoch; returns the links that they unlock.
+    fn put(&mut self, epoch: EpochId, part: KeyPart, keys: &[u8; PART_LEN]) -> BTreeSet<Link> {
+        if self.has(&epoch, part) || !self.fits(&epoch, part, keys) {
+            return BTreeSet::new();
+        }
+        if let Some(known) = self.known.get_mut(&epoch) {
+            match part {
+                KeyPart::Holder => known.holder = Some(HolderPart::from_bytes(keys)),
+                KeyPart::Member => known.member = Some(MemberPart::from_bytes(keys)),
             }
         }
+        self.news.insert(epoch);
+        self.locked.remove(&(epoch, part)).unwrap_or_default()
     }
 
     fn link_key(&self, epoch: &EpochId, part: KeyPart) -> Option<&Secret> {
@@ -211,9 +221,7 @@ impl KeyRing {
         found
     }
 
-    /// The epochs whose part the keys of these lead to by links that open to the right keys, these included.
-    ///
-    /// Only links from epochs whose keys this device has can be followed, and only those are.
+    /// The epochs whose part the keys of these lead to by links that this device tried, these included.
     pub fn reached(
         &self,
         epochs: impl IntoIterator<Item = EpochId>,
@@ -222,30 +230,16 @@ impl KeyRing {
         let mut queue: Vec<EpochId> = epochs.into_iter().collect();
         let mut found: BTreeSet<EpochId> = queue.iter().copied().collect();
         while let Some(epoch) = queue.pop() {
-            let (Some(known), Some(key)) = (self.known.get(&epoch), self.link_key(&epoch, part))
-            else {
-                continue;
-            };
-            for link in known.links.iter().filter(|link| link.part == part) {
-                if !found.contains(&link.earlier) && self.leads(link, key) {
-                    found.insert(link.earlier);
-                    queue.push(link.earlier);
+            let led = self.known.get(&epoch).into_iter();
+            for (earlier, _) in led
+                .flat_map(|known| &known.leads_to)
+                .filter(|(_, other)| *other == part)
+            {
+                if found.insert(*earlier) {
+                    queue.push(*earlier);
                 }
             }
         }
         found
-    }
-
-    /// Whether a link opens to keys that fit the epoch it names.
-    fn leads(&self, link: &Link, key: &Secret) -> bool {
-        let (Some(keys), Some(earlier)) =
-            (link.open(&self.space, key), self.known.get(&link.earlier))
-        else {
-            return false;
-        };
-        match link.part {
-            KeyPart::Holder => HolderPart::from_bytes(&keys).commitment() == earlier.record.holder,
-            KeyPart::Member => MemberPart::from_bytes(&keys).commitment() == earlier.record.member,
-        }
     }
 }

@@ -1,31 +1,25 @@
 //! Writes entries: versions, statements about packs, admissions, removals, epochs.
 
-use kith_object::id::{DeviceId, EntryId, EpochId};
-use kith_object::key::{AgreeKey, DeviceKeys, Rng, RootKeys, SignKey};
-use kith_object::time::{Hlc, Time};
-use zeroize::Zeroizing;
-
 use std::collections::BTreeSet;
 
-use super::link::Origin;
+use kith_object::id::{DeviceId, EntryId, EpochId};
+use kith_object::key::{DeviceKeys, Rng, RootKeys};
+use kith_object::time::Time;
+use zeroize::Zeroizing;
+
+use super::mint::{Minted, open_part};
 use super::seal::recipients;
-use super::{NotReady, Reading, Replica, SealState};
+use super::slot::Signer;
+use super::{NotReady, Replica};
 use crate::access::bits::Bits;
 use crate::access::{Genesis, Newcomer, Opened, Removal, Role, Sealed};
 use crate::catalogue::CatalogueRecord;
-use crate::chain::{
-    ACCESS_HEADS_MAX, Codec, DEPENDENCIES_MAX, DocumentKind, Draft, Entry, Header, Nonce, Plain,
-    SealKeys, SealKind,
-};
+use crate::chain::{Codec, DEPENDENCIES_MAX, DocumentKind, Entry, Plain, SealKind};
 use crate::document::{self, Place, RECORD_BYTES_MAX, RECORDS_MAX};
-use crate::epoch::{
-    Envelope, EpochRecord, HolderPart, KeyPart, LINKS_MAX, Link, MemberPart, PARENTS_MAX,
-};
+use crate::epoch::{EpochRecord, HolderPart, KeyPart, MemberPart, PARENTS_MAX};
 
 /// Bytes of a part's body that leave room for padding, nonce and tag within the largest payload.
 const BODY_BYTES_MAX: usize = 1_000_000;
-/// Epochs opened in a row before an entry is given up: each links as many earlier ones as fit.
-const MINTS_MAX: usize = 8;
 
 /// Why an entry was not written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,36 +47,6 @@ pub enum AuthorError {
     /// A record is empty or too long, or there are more than an entry holds.
     #[error("a record is empty or longer than an entry can hold")]
     Record,
-}
-
-/// The end of a chain that this device is writing.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tip {
-    nonce: Nonce,
-    next: u64,
-    node: u32,
-    hlc: Hlc,
-}
-
-/// Who writes.
-#[derive(Clone, Copy)]
-struct Signer<'a> {
-    key: &'a SignKey,
-    id: DeviceId,
-    is_root: bool,
-}
-
-/// Where the next entry of a chain goes.
-struct Slot {
-    header: Header,
-    place: Place,
-}
-
-/// An epoch in the making.
-struct Minted {
-    record: EpochRecord,
-    links: Vec<Link>,
-    envelopes: Vec<Envelope>,
 }
 
 impl Replica {
@@ -289,7 +253,7 @@ impl Replica {
         }
     }
 
-    fn role_of(&self, signer: Signer<'_>) -> Role {
+    pub(super) fn role_of(&self, signer: Signer<'_>) -> Role {
         if signer.is_root {
             Role::Admin
         } else {
@@ -351,154 +315,6 @@ impl Replica {
         Ok(())
     }
 
-    /// An epoch to seal under; opens one if none will do and this author can.
-    fn ready(
-        &mut self,
-        signer: Signer<'_>,
-        now: Time,
-        rng: &mut Rng,
-    ) -> Result<EpochId, AuthorError> {
-        let mut minted = 0;
-        loop {
-            let role = self.role_of(signer);
-            match self.sealing_as(role) {
-                SealState::Ready(epoch) => return Ok(epoch),
-                SealState::NeedsEpoch(why) => {
-                    let waits = matches!(
-                        why,
-                        NotReady::Unopened | NotReady::NoEpoch | NotReady::NotMember
-                    );
-                    if waits || role < Role::Member || minted == MINTS_MAX {
-                        return Err(AuthorError::NotReady(why));
-                    }
-                    self.mint_as(signer, now, rng)?;
-                    minted += 1;
-                }
-            }
-        }
-    }
-
-    fn mint_as(&mut self, signer: Signer<'_>, now: Time, rng: &mut Rng) -> Result<(), AuthorError> {
-        let to = recipients(&self.access, None);
-        let Minted {
-            record,
-            links,
-            envelopes,
-        } = self.minted(&to, rng)?;
-        let open = Opened {
-            epoch: Some(record),
-            links,
-            envelopes,
-            ..Opened::default()
-        };
-        let slot = self.slot(signer, DocumentKind::Access, EpochId::default(), now, rng);
-        self.commit(signer, slot, vec![open_part(&open)], rng)
-    }
-
-    /// Fresh keys, sealed to these, that lead to all earlier ones.
-    fn minted(
-        &self,
-        to: &BTreeSet<(AgreeKey, KeyPart)>,
-        rng: &mut Rng,
-    ) -> Result<Minted, AuthorError> {
-        let parents: Vec<EpochId> = self
-            .access
-            .epoch_heads
-            .iter()
-            .take(PARENTS_MAX)
-            .copied()
-            .collect();
-        let Some(first) = parents.first() else {
-            return Err(AuthorError::NotReady(NotReady::NoEpoch));
-        };
-        // The dedup secret goes on if all heads share it and nobody has it who must not.
-        let carried = self
-            .ring
-            .member(first)
-            .map(|part| part.dedup.clone())
-            .filter(|secret| {
-                let shared = |epoch: &EpochId| {
-                    self.ring
-                        .member(epoch)
-                        .is_some_and(|part| part.dedup == *secret)
-                };
-                parents.iter().all(shared) && !self.is_exposed(first, to)
-            });
-        let (holder, member) = (
-            HolderPart::generate(rng),
-            MemberPart::generate(carried, rng),
-        );
-        let record = EpochRecord {
-            holder: holder.commitment(),
-            member: member.commitment(),
-            parents,
-        };
-        let id = record.id(&self.space);
-        let mut links = Vec::new();
-        let mut link_all = |part: KeyPart, earlier: Vec<EpochId>| {
-            for earlier in earlier {
-                let (key, keys) = match part {
-                    KeyPart::Holder => (
-                        &holder.key,
-                        self.ring.holder(&earlier).map(HolderPart::to_bytes),
-                    ),
-                    KeyPart::Member => (
-                        &member.change,
-                        self.ring.member(&earlier).map(MemberPart::to_bytes),
-                    ),
-                };
-                if let Some(keys) = keys.filter(|_| links.len() < LINKS_MAX) {
-                    links.push(Link::seal(
-                        &self.space,
-                        (id, key),
-                        (earlier, &keys),
-                        part,
-                        rng,
-                    ));
-                }
-            }
-        };
-        let parts = [KeyPart::Holder, KeyPart::Member];
-        for part in parts {
-            link_all(part, record.parents.clone());
-        }
-        for part in parts {
-            let others = self.unlinked(record.parents.iter().copied(), part);
-            link_all(
-                part,
-                others
-                    .into_iter()
-                    .filter(|epoch| !record.parents.contains(epoch))
-                    .collect(),
-            );
-        }
-        links.sort_by_key(Link::order);
-        let envelopes = self.envelopes(id, to, &holder, &member, rng);
-        Ok(Minted {
-            record,
-            links,
-            envelopes,
-        })
-    }
-
-    fn envelopes(
-        &self,
-        epoch: EpochId,
-        to: &BTreeSet<(AgreeKey, KeyPart)>,
-        holder: &HolderPart,
-        member: &MemberPart,
-        rng: &mut Rng,
-    ) -> Vec<Envelope> {
-        let seal = |(recipient, part): &(AgreeKey, KeyPart)| {
-            let keys = match part {
-                KeyPart::Holder => holder.to_bytes(),
-                KeyPart::Member => member.to_bytes(),
-            };
-            Envelope::seal(&self.space, epoch, *recipient, *part, &keys, rng)
-        };
-        to.iter().filter_map(seal).collect()
-    }
-
     fn admit_as(
         &mut self,
         signer: Signer<'_>,
@@ -521,7 +337,18 @@ impl Replica {
             to.insert((newcomer.agree, KeyPart::Member));
         }
         let mut envelopes = Vec::new();
-        for head in &self.access.epoch_heads {
+        let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
+        // The keys of every head, that of the epoch sealed under first if there are very many.
+        let others = self
+            .access
+            .epoch_heads
+            .iter()
+            .filter(|head| **head != epoch && self.is_opened_in(head, &slot.past));
+        let heads: BTreeSet<&EpochId> = std::iter::once(&epoch)
+            .chain(others)
+            .take(PARENTS_MAX)
+            .collect();
+        for head in heads {
             if let (Some(holder), Some(member)) = (self.ring.holder(head), self.ring.member(head)) {
                 envelopes.extend(self.envelopes(*head, &to, holder, member, rng));
             }
@@ -530,7 +357,6 @@ impl Replica {
             envelopes,
             ..Opened::default()
         };
-        let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
         let sealed = sealed_part(&slot.place, &Sealed::Member(newcomer.clone()))?;
         self.commit(signer, slot, vec![sealed, open_part(&open)], rng)
     }
@@ -554,6 +380,7 @@ impl Replica {
             device,
             frontier: self.frontier_of(&device),
         };
+        let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
         let open = if own {
             // Who leaves must not choose the keys of those who stay: another member opens the epoch.
             None
@@ -562,7 +389,7 @@ impl Replica {
                 record,
                 links,
                 envelopes,
-            } = self.minted(&recipients(&self.access, Some(&device)), rng)?;
+            } = self.minted(&slot.past, &recipients(&self.access, Some(&device)), rng)?;
             Some(Opened {
                 epoch: Some(record),
                 links,
@@ -570,7 +397,6 @@ impl Replica {
                 ..Opened::default()
             })
         };
-        let slot = self.slot(signer, DocumentKind::Access, epoch, now, rng);
         let mut parts = vec![sealed_part(&slot.place, &Sealed::Removal(removal))?];
         parts.extend(open.as_ref().map(open_part));
         self.commit(signer, slot, parts, rng)
@@ -595,218 +421,6 @@ impl Replica {
         frontier.sort_unstable();
         frontier
     }
-
-    /// Where the signer's next entry of a document goes.
-    fn slot(
-        &self,
-        signer: Signer<'_>,
-        document: DocumentKind,
-        epoch: EpochId,
-        now: Time,
-        rng: &mut Rng,
-    ) -> Slot {
-        // The root's chains end with the entry: its words are typed anew each time.
-        let tip = self
-            .tips
-            .get(&document)
-            .filter(|_| !signer.is_root && self.me == Some(signer.id))
-            .copied();
-        let previous = tip.map(|tip| tip.node);
-        let before = previous.and_then(|at| self.node(at)?.chain_fed);
-        let mut bases = match document {
-            DocumentKind::Access => self.fed_access_heads(),
-            DocumentKind::Catalogue | DocumentKind::Names => self
-                .heads
-                .get(&document)
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect(),
-        };
-        bases.retain(|at| Some(*at) != previous && Some(*at) != before);
-        // The latest first; what is left out stays a head, and a later entry takes it in.
-        bases.sort_by_key(|at| std::cmp::Reverse(self.node(*at).map(|node| (node.hlc, node.id))));
-        bases.truncate(DEPENDENCIES_MAX);
-        let access_heads = self.named_access_heads(&signer.id);
-        let seen = bases
-            .iter()
-            .chain(&access_heads)
-            .filter_map(|at| self.node(*at))
-            .map(|node| node.hlc);
-        let clock = seen.fold(tip.map_or(Hlc::default(), |tip| tip.hlc), |clock, hlc| {
-            clock.seeing(hlc, now)
-        });
-        let sorted = |list: &[u32]| {
-            let mut ids: Vec<EntryId> = list
-                .iter()
-                .filter_map(|at| self.node(*at))
-                .map(|node| node.id)
-                .collect();
-            ids.sort_unstable();
-            ids
-        };
-        let header = Header {
-            space: self.space,
-            document,
-            author: signer.id,
-            nonce: tip.map_or_else(|| Nonce(rng.bytes()), |tip| tip.nonce),
-            seq: tip.map_or(0, |tip| tip.next),
-            previous: previous
-                .and_then(|at| self.node(at))
-                .map_or(EntryId::default(), |node| node.id),
-            hlc: clock.next(now),
-            epoch,
-            payload_len: 0,
-            payload_root: [0; 32],
-            access_heads: sorted(&access_heads),
-            dependencies: sorted(&bases),
-        };
-        let (mut hashes, mut op_max, mut seq) = (Vec::new(), 0, 1);
-        for at in bases.iter().chain(&before) {
-            if let Some(Reading::Fed {
-                hash,
-                op_max: theirs,
-                seq: place,
-            }) = self.node(*at).map(|node| &node.reading)
-            {
-                hashes.push(*hash);
-                op_max = op_max.max(*theirs);
-                if Some(*at) == before {
-                    seq = place + 1;
-                }
-            }
-        }
-        hashes.sort_unstable();
-        let place = Place {
-            nonce: header.nonce,
-            entry_seq: header.seq,
-            seq,
-            start_op: op_max + 1,
-            dependencies: hashes,
-        };
-        Slot { header, place }
-    }
-
-    /// Entries of `access` with a change, that count and that no other such builds upon.
-    fn fed_access_heads(&self) -> Vec<u32> {
-        let fed = |at: u32| {
-            self.node(at)
-                .filter(|node| node.counted && matches!(node.reading, Reading::Fed { .. }))
-        };
-        let mut heads = BTreeSet::new();
-        for at in self.entries.iter().map(|entry| entry.node) {
-            if let Some(node) = fed(at) {
-                let before = node
-                    .previous
-                    .and_then(|previous| self.node(previous)?.chain_fed);
-                for base in node.dependencies.iter().copied().chain(before) {
-                    heads.remove(&base);
-                }
-                heads.insert(at);
-            }
-        }
-        heads.into_iter().collect()
-    }
-
-    /// The heads of `access` that the author's entry names: above all one that certifies the author, then the latest.
-    fn named_access_heads(&self, author: &DeviceId) -> Vec<u32> {
-        let mut heads = self.access_heads();
-        let certificates = self
-            .verdict
-            .certificates
-            .get(author)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let certifies = |at: u32| {
-            let entry = self
-                .node(at)
-                .and_then(|node| Some((node.place?, self.past(node)?)));
-            entry.is_some_and(|(own, past)| {
-                certificates
-                    .iter()
-                    .any(|(place, _)| *place == own || past.contains(*place))
-            })
-        };
-        heads.sort_by_key(|at| {
-            std::cmp::Reverse((
-                certifies(*at),
-                self.node(*at).map(|node| (node.hlc, node.id)),
-            ))
-        });
-        heads.truncate(ACCESS_HEADS_MAX);
-        heads
-    }
-
-    /// Seals, signs and takes in an entry of this device or of the root.
-    fn commit(
-        &mut self,
-        signer: Signer<'_>,
-        slot: Slot,
-        parts: Vec<(SealKind, Plain)>,
-        rng: &mut Rng,
-    ) -> Result<(), AuthorError> {
-        let header = slot.header;
-        let (document, nonce, hlc, next) =
-            (header.document, header.nonce, header.hlc, header.seq + 1);
-        let epoch = header.epoch;
-        let keys = SealKeys {
-            holder: self.ring.holder(&epoch).map(|part| &part.key),
-            change: self.ring.member(&epoch).map(|part| &part.change),
-        };
-        let entry = Draft { header, parts }
-            .seal(keys, signer.key, rng)
-            .ok_or(AuthorError::Record)?;
-        self.take(entry.clone(), Origin::Author);
-        let Some(node) = self
-            .index
-            .get(&entry.id())
-            .copied()
-            .filter(|_| self.counts(&entry.id()))
-        else {
-            return Err(AuthorError::NotAllowed);
-        };
-        if !signer.is_root {
-            self.tips.insert(
-                document,
-                Tip {
-                    nonce,
-                    next,
-                    node,
-                    hlc,
-                },
-            );
-        }
-        self.written.push(entry);
-        Ok(())
-    }
-}
-
-impl<'a> Signer<'a> {
-    fn device(keys: &'a DeviceKeys) -> Self {
-        Self {
-            key: keys.sign_key(),
-            id: keys.id(),
-            is_root: false,
-        }
-    }
-
-    fn root(root: &'a RootKeys) -> Self {
-        Self {
-            key: &root.sign,
-            id: root.sign.id(),
-            is_root: true,
-        }
-    }
-}
-
-fn open_part(open: &Opened) -> (SealKind, Plain) {
-    (
-        SealKind::Open,
-        Plain {
-            codec: Codec::Records,
-            body: Zeroizing::new(open.encode()),
-        },
-    )
 }
 
 fn sealed_part(place: &Place, sealed: &Sealed) -> Result<(SealKind, Plain), AuthorError> {

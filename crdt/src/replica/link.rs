@@ -219,7 +219,7 @@ impl Replica {
             };
             self.genesis.get_or_insert_with(|| genesis.clone());
         }
-        let past = self.past_of(&parents);
+        let past = self.past_of(parents.all());
         if !self.epoch_is_known(&header.epoch, &past) {
             return Linked::Rejected("sealed under an epoch that nobody opened");
         }
@@ -321,10 +321,10 @@ impl Replica {
     }
 
     /// The entries of `access` in the past of an entry with these parents.
-    fn past_of(&self, parents: &Parents) -> Bits {
+    pub(super) fn past_of(&self, parents: impl Iterator<Item = u32>) -> Bits {
         let mut past = Bits::default();
         let mut seen = BTreeSet::new();
-        for node in parents.all().filter_map(|at| self.node(at)) {
+        for node in parents.filter_map(|at| self.node(at)) {
             if seen.insert(node.past)
                 && let Some(theirs) = self.past(node)
             {
@@ -347,13 +347,14 @@ impl Replica {
         index
     }
 
+    /// Whether an entry in this past opens the epoch.
+    pub(super) fn is_opened_in(&self, epoch: &EpochId, past: &Bits) -> bool {
+        let places = self.opened_at.get(epoch);
+        places.is_some_and(|places| places.iter().any(|place| past.contains(*place)))
+    }
+
     fn epoch_is_known(&self, epoch: &EpochId, past: &Bits) -> bool {
-        let opened = || {
-            self.opened_at
-                .get(epoch)
-                .is_some_and(|places| places.iter().any(|place| past.contains(*place)))
-        };
-        *epoch == EpochId::default() || opened()
+        *epoch == EpochId::default() || self.is_opened_in(epoch, past)
     }
 
     /// The highest role that certificates in this past give a device, in force or not.

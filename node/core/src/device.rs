@@ -386,7 +386,8 @@ impl Device {
                 Channel::Sync => {
                     // The kind byte before each message is not the gossip machine's.
                     let len = len.saturating_sub(1);
-                    self.gossip.handle(self.now, gossip::Input::Flushed { peer, len });
+                    self.gossip
+                        .handle(self.now, gossip::Input::Flushed { peer, len });
                 }
             },
             Input::Published {
@@ -721,12 +722,13 @@ impl Device {
         &mut self,
         write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
     ) -> Result<(), CommandError> {
-        let entries = write(&mut self.replica, &self.keys, self.now, &mut self.rng)?;
-        for entry in &entries {
+        let written = write(&mut self.replica, &self.keys, self.now, &mut self.rng);
+        for entry in written.iter().flatten() {
             self.append(entry, true);
         }
-        self.absorb();
-        Ok(())
+        // Even a failed call may have opened an epoch first, which everyone should hear of.
+        self.absorb_and(true);
+        written.map(|_| ()).map_err(CommandError::from)
     }
 
     /// Takes in entries that came through the door; they must count, and are told to everyone.
@@ -818,7 +820,7 @@ impl Device {
             ));
         }
         self.grow_tree();
-        // The catalogue's records are kept by the replica; nothing acts on them yet beyond that.
+        // Nothing acts on the catalogue's records yet; they are in the log.
         drop(self.replica.take_catalogue_changes());
         if self.replica.take_access_changed() {
             self.follow_access();
@@ -1006,10 +1008,11 @@ impl Device {
                     });
                 }
                 exchange::Effect::Unavailable { request, cid } => {
-                    if self.sought.len() < SOUGHT_MAX && self.sought.insert(cid) {
-                        if let Some(key) = self.blinded(&cid) {
-                            self.effects.push_back(Effect::FindProviders(key));
-                        }
+                    if self.sought.len() < SOUGHT_MAX
+                        && self.sought.insert(cid)
+                        && let Some(key) = self.blinded(&cid)
+                    {
+                        self.effects.push_back(Effect::FindProviders(key));
                     }
                     self.effects.push_back(Effect::Unavailable { request, cid });
                 }

@@ -30,7 +30,7 @@ use crate::config::now;
 use crate::ingest::{Ingest, Progress, Skipped, Stored};
 use crate::local::{Input, Service, Teller};
 use crate::restore::{self, Item, RestoreError};
-use crate::source::{ReadError, Source, Tally};
+use crate::source::{Keeper, ReadError, Source, Tally};
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -606,6 +606,7 @@ impl Node {
             opener: Opener::new(secrets),
             wait,
             tally: Arc::new(Tally::default()),
+            keeper: Keeper::start(self.store.clone(), self.asker.clone()),
         })
     }
 

@@ -104,7 +104,10 @@ impl Rng {
     }
 
     /// A random number.
-    #[expect(clippy::should_implement_trait, reason = "a generator never ends; as an iterator it would seem to")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a generator never ends; as an iterator it would seem to"
+    )]
     pub fn next(&mut self) -> u64 {
         u64::from_le_bytes(self.bytes())
     }

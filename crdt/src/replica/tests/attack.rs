@@ -630,3 +630,59 @@ fn payload_that_is_no_clean_change_counts_and_says_nothing() {
     mesh.write(&mut first, "goes on");
     assert!(first.reads("goes on"));
 }
+
+#[test]
+fn member_that_litters_access_with_heads_stops_nobody() {
+    let (mut mesh, mut first) = Mesh::new(116);
+    let litterer = mesh.join(&mut first, Role::Member, "litterer");
+    let recovery = first.replica.access().recovery.unwrap();
+    let all = [
+        first.keys.agree_public(),
+        litterer.keys.agree_public(),
+        recovery,
+    ];
+    for round in 0..40 {
+        // Half of them open epochs, all side by side.
+        let open = (round % 2 == 0).then(|| epoch_for(&mut mesh, &litterer, &all));
+        let sealed = open
+            .is_none()
+            .then(|| admission(&litterer.keys, Role::Admin))
+            .flatten();
+        let entry = mesh.forge_access(&litterer, &litterer.keys.clone(), sealed, open, |_| {});
+        assert_eq!(first.feed(&entry), Inserted::Taken);
+    }
+    assert!(first.replica.heads(DocumentKind::Access).len() >= 40);
+    mesh.write(&mut first, "still");
+    let newcomer = mesh.join(&mut first, Role::Member, "newcomer");
+    assert_eq!(newcomer.texts(), first.texts());
+    mesh.remove(&mut first, litterer.id());
+    mesh.write(&mut first, "quiet");
+    assert!(matches!(first.replica.seal_state(), SealState::Ready(_)));
+    let mut newcomer = newcomer;
+    newcomer.pull(&first);
+    assert!(newcomer.reads("quiet"));
+}
+
+#[test]
+fn epoch_without_parents_is_for_genesis_alone() {
+    let (mut mesh, mut first) = Mesh::new(117);
+    let member = mesh.join(&mut first, Role::Member, "member");
+    let before = first.replica.access().epoch_heads.clone();
+    let mut open = epoch_for(&mut mesh, &first, &[]);
+    if let Some(record) = &mut open.epoch {
+        record.parents.clear();
+    }
+    let alone = mesh.forge_access(
+        &first,
+        &member.keys.clone(),
+        None,
+        Some(open.clone()),
+        |_| {},
+    );
+    open.genesis = first.replica.genesis().cloned();
+    let posing = mesh.forge_access(&first, &member.keys.clone(), None, Some(open), |_| {});
+    for entry in [&alone, &posing] {
+        assert_eq!(first.feed(entry), Inserted::Taken);
+        assert_eq!(first.replica.access().epoch_heads, before);
+    }
+}
