@@ -1496,10 +1496,272 @@ def check_pairing(vector):
          "admission": lambda data: read_admission(Reader(data, "malformed"))}[what](data)
 
 
+# --- chain.md -------------------------------------------------------------------------------------------------------------------------------
+
+SEALS = {0: "open", 1: "holder key", 2: "change key"}
+
+
+def decode_header(reader):
+    """`chain.md`, "Header"."""
+    unknown, form = "header of an unknown version or kind", "header is not in canonical form"
+    version, suite, flags, reserved = reader.take(4)
+    header = {"space": reader.take(32)}
+    document, depth, reserved_too, prefix, generation = (reader.number(size) for size in (1, 1, 2, 4, 4))
+    refuse_if(version != 1 or suite != 1 or document not in (1, 2, 3) or depth or prefix or generation, unknown)
+    refuse_if(flags or reserved or reserved_too, form)
+    header.update(document=document, author=reader.take(32), nonce=reader.take(16), seq=reader.number(8), previous=reader.take(32))
+    header.update(stamp=reader.number(8), epoch=reader.take(32), payload_length=reader.number(4), payload_root=reader.take(32))
+    refuse_if((header["previous"] == bytes(32)) != (header["seq"] == 0) or header["payload_length"] > 1 << 20, form)
+    for name, most in (("access_heads", 16), ("dependencies", 64)):
+        count = reader.number(1)
+        refuse_if(count > most, form)
+        header[name] = [reader.take(32) for _ in range(count)]
+        refuse_if(header[name] != sorted(set(header[name])) or bytes(32) in header[name], form)
+    refuse_if(header["previous"] in header["dependencies"], form)
+    genesis = document == 1 and header["seq"] == 0 and not header["dependencies"]
+    refuse_if(not header["access_heads"] and not genesis, form)
+    return header
+
+
+def payload_parts(payload):
+    """`chain.md`, "Payload": (seal kind, bytes) of each part."""
+    word = "payload is not the one its header names"
+    reader = Reader(payload, word)
+    count = reader.number(2)
+    refuse_if(not 1 <= count <= 8, word)
+    parts = []
+    for _ in range(count):
+        seal, length = reader.number(1), reader.number(4)
+        refuse_if(seal not in SEALS or length > reader.left(), word)
+        parts.append((seal, reader.take(length)))
+    refuse_if(reader.left(), word)
+    return parts
+
+
+def payload_root(parts):
+    listed = b"".join(struct.pack("<BI", seal, len(data)) + blake3(data) for seal, data in parts)
+    return derive("kith payload 1", struct.pack("<H", len(parts)) + listed)
+
+
+def open_part(header_bytes, parts, place, keys):
+    """`chain.md`, "Sealed parts": codec and body."""
+    seal, data = parts[place]
+    if seal:
+        domain = {1: "kith holder seal 1", 2: "kith change seal 1"}[seal]
+        aad = header_bytes[:176] + bytes(36) + header_bytes[212:] + struct.pack("<HH", place, len(parts))
+        data = xchacha20poly1305_open(derive(domain, keys[seal]), data[:24], aad, data[24:]) if len(data) >= 40 else None
+        refuse_if(data is None, "part does not open")
+    reader = Reader(data, "part is malformed")
+    codec, length = reader.number(1), reader.number(4)
+    refuse_if(codec not in (1, 2) or len(data) != (padme(5 + length) if seal else 5 + length), "part is malformed")
+    body = reader.take(length)
+    refuse_if(reader.take(reader.left()).strip(b"\0"), "part is malformed")
+    return codec, body
+
+
+def record_list(data):
+    """`chain.md`, "Record list"."""
+    reader, records = Reader(data, "record list is malformed"), []
+    while reader.left():
+        kind, length = reader.number(2), reader.number(4)
+        records.append((kind, reader.take(length)))
+    return records
+
+
+def decode_entry(data):
+    """`chain.md`, "Entry": id, header, its bytes, parts (or None without a payload)."""
+    reader = Reader(data, "header is cut short")
+    header = decode_header(reader)
+    header_bytes = data[:reader.place]
+    entry_id = derive("kith entry id 1", header_bytes)
+    reader.short = "entry is malformed"
+    refuse_if(reader.number(2) != 64, "entry is malformed")
+    signature, follows = reader.take(64), reader.number(1)
+    refuse_if(follows > 1 or not follows and reader.left(), "entry is malformed")
+    parts = None
+    if follows:
+        payload = reader.take(reader.left())
+        refuse_if(len(payload) != header["payload_length"], "payload is not the one its header names")
+        parts = payload_parts(payload)
+        refuse_if(payload_root(parts) != header["payload_root"], "payload is not the one its header names")
+    refuse_if(not signature_counts(header["author"], "kith entry 1", entry_id, signature), "signature does not hold")
+    return entry_id, header, header_bytes, parts
+
+
+def check_chain(vector):
+    keys = {seal: bytes.fromhex(vector.get(name) or "00" * 32) for seal, name in ((1, "holder_key"), (2, "change_key"))}
+    entry_id, header, header_bytes, parts = decode_entry(bytes.fromhex(vector["entry"]))
+    opened = []
+    for place in range(len(parts or [])):
+        seal, _ = parts[place]
+        if seal and not vector.get({1: "holder_key", 2: "change_key"}[seal]):
+            continue
+        codec, body = open_part(header_bytes, parts, place, keys)
+        records = record_list(body) if codec == 2 else []
+        for kind, record in records:
+            if kind == 1 and header["document"] == 1:
+                expect(derive("kith genesis 1", record), header["space"], "space")
+        if codec == 1:
+            change = read_change(body)
+            expect((change["nonce"], change["entry_seq"]), (header["nonce"], header["seq"]), "place of the change")
+            expect(build_change(**change), body, "change written again")
+        shown = [{"type": kind, "body": record.hex()} for kind, record in records]
+        opened.append({"seal": SEALS[seal], "codec": codec, "body": body.hex(), "records": shown})
+    found = {"id": entry_id, **{name: header[name] for name in ("author", "space", "payload_root")}}
+    for name, value in found.items():
+        expect(value.hex(), vector[name], name)
+    expect(opened, vector["parts"], "parts")
+
+
+# --- documents.md: changes ------------------------------------------------------------------------------------------------------------------
+
+def leb(value):
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def signed_leb(value):
+    out = b""
+    while not -64 <= value < 64:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value & 127])
+
+
+def read_leb(reader):
+    value, shift = 0, 0
+    while True:
+        byte = reader.number(1)
+        value |= (byte & 127) << shift
+        shift += 7
+        refuse_if(shift > 63, "misfit")
+        if byte < 128:
+            return value
+
+
+def read_signed_leb(reader):
+    start = reader.place
+    value = read_leb(reader)
+    bits = 7 * (reader.place - start)
+    return value - (1 << bits) if value >> bits - 1 else value
+
+
+def runs(values):
+    """`documents.md`, "Changes": equal values in a row once, others as they are."""
+    groups = []
+    for value in values:
+        if groups and groups[-1][0] == value:
+            groups[-1][1] += 1
+        else:
+            groups.append([value, 1])
+    out, alone = b"", []
+    for value, count in groups + [[None, 2]]:
+        if count == 1:
+            alone.append(value)
+            continue
+        if alone:
+            out, alone = out + signed_leb(-len(alone)) + b"".join(map(leb, alone)), []
+        if value is not None:
+            out += signed_leb(count) + leb(value)
+    return out
+
+
+def build_change(nonce, entry_seq, seq, start_op, dependencies, records):
+    """The one change of these records in this place."""
+    count = len(records)
+    texts = [(nonce + struct.pack(">QI", entry_seq, place)).hex().encode() for place in range(count)]
+    columns = {
+        0x15: signed_leb(-count) + b"".join(leb(len(text)) + text for text in texts),
+        0x34: leb(count),
+        0x42: runs([1] * count),
+        0x56: runs([16 * len(record) + 7 for record in records]),
+        0x57: b"".join(records),
+        0x70: runs([0] * count),
+    }
+    rest = leb(len(dependencies)) + b"".join(sorted(dependencies)) + leb(16) + nonce + leb(seq) + leb(start_op)
+    rest += signed_leb(0) + leb(0) + leb(0) + leb(len(columns))
+    rest += b"".join(leb(column) + leb(len(data)) for column, data in columns.items()) + b"".join(columns.values())
+    chunk = b"\1" + leb(len(rest)) + rest
+    return bytes.fromhex("856f4a83") + hashlib.sha256(chunk).digest()[:4] + chunk
+
+
+def read_change(data):
+    """What a change says of itself; only records are taken from it, the rest has to follow from the entry."""
+    reader = Reader(data, "misfit")
+    reader.take(8)
+    refuse_if(reader.number(1) != 1, "misfit")
+    read_leb(reader)
+    dependencies = [reader.take(32) for _ in range(min(read_leb(reader), 1000))]
+    nonce = reader.take(read_leb(reader))
+    seq, start_op = read_leb(reader), read_leb(reader)
+    read_signed_leb(reader)
+    reader.take(read_leb(reader))
+    refuse_if(read_leb(reader) or read_leb(reader) != 6, "misfit")
+    lengths = [(read_leb(reader), read_leb(reader)) for _ in range(6)]
+    columns = {column: reader.take(length) for column, length in lengths}
+    refuse_if(reader.left() or not {0x15, 0x56, 0x57} <= set(columns), "misfit")
+    types, values, records = Reader(columns[0x56], "misfit"), Reader(columns[0x57], "misfit"), []
+    while types.left():
+        count = read_signed_leb(types)
+        refuse_if(abs(count) > 10000, "misfit")
+        for kind in [read_leb(types)] * count if count > 0 else [read_leb(types) for _ in range(-count)]:
+            refuse_if(kind % 16 != 7 or not 1 <= kind // 16 <= 65536, "misfit")
+            records.append(values.take(kind // 16))
+    refuse_if(values.left() or not 1 <= len(records) <= 10000, "misfit")
+    first_key = Reader(columns[0x15], "misfit")
+    read_signed_leb(first_key)
+    text = first_key.take(read_leb(first_key))
+    refuse_if(len(text) != 56, "misfit")
+    entry_seq = int(text[32:48], 16)
+    return {"nonce": nonce, "entry_seq": entry_seq, "seq": seq, "start_op": start_op, "dependencies": dependencies, "records": records}
+
+
+def check_hostile(vector):
+    """`documents.md`, "What a change must be"."""
+    data = bytes.fromhex(vector["change"])
+    records = read_change(data)["records"]
+    refuse_if(vector["start_op"] + len(records) - 1 > 1 << 31, "misfit")
+    dependencies = [bytes.fromhex(change) for change in vector["dependencies"]]
+    place = bytes.fromhex(vector["nonce"]), vector["entry_seq"], vector["seq"], vector["start_op"], dependencies
+    refuse_if(build_change(*place, records) != data, "misfit")
+    expect([record.hex() for record in records], vector["records"], "records")
+
+
+# --- epoch.md -------------------------------------------------------------------------------------------------------------------------------
+
+def check_epoch(vector):
+    body, space = bytes.fromhex(vector["body"]), bytes.fromhex(vector.get("space", ""))
+    reader = Reader(body, "malformed")
+    if vector["kind"] == "epoch":
+        holder, member, count = reader.take(32), reader.take(32), reader.number(1)
+        refuse_if(count > 16, "malformed")
+        parents = [reader.take(32) for _ in range(count)]
+        refuse_if(reader.left() or parents != sorted(set(parents)), "malformed")
+        expect(derive("kith epoch 1", space + body).hex(), vector["id"], "id")
+        expect(derive("kith holder part 1", bytes.fromhex(vector["holder_part"])), holder, "commitment to the holder part")
+        expect(derive("kith member part 1", bytes.fromhex(vector["member_part"])), member, "commitment to the member part")
+        return
+    one, other, part = reader.take(32), reader.take(32), reader.take(1)
+    refuse_if(part not in (b"\1", b"\2"), "malformed")
+    sealed = reader.take(104 if vector["kind"] == "link" else 112)
+    refuse_if(reader.left(), "malformed")
+    bound = space + one + other + part
+    if vector["kind"] == "link":
+        found = xchacha20poly1305_open(derive("kith link 1", bytes.fromhex(vector["key"])), sealed[:24], bound, sealed[24:])
+    else:
+        expect(other.hex(), vector["recipient"], "recipient")
+        expect(x25519_public(bytes.fromhex(vector["secret"])), other, "public key of the recipient")
+        found = hpke_open(bytes.fromhex(vector["secret"]), b"kith envelope 1" + bound, b"", sealed)
+    refuse_if(found is None, "does not open")
+    expect(found.hex(), vector["opens_to"], "opened")
+
+
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------
 
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
-          "digest": check_digest, "names": check_names, "pairing": check_pairing}
+          "digest": check_digest, "names": check_names, "pairing": check_pairing,
+          "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

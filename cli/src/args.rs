@@ -58,6 +58,7 @@ pub(crate) enum Command {
     /// Show every version that stood at a path
     History(HistoryArgs),
     /// Make an old version the current one again
+    #[command(disable_version_flag = true)]
     Restore(RestoreArgs),
     /// Show how this device and the mesh are
     Status,
@@ -231,4 +232,15 @@ pub(crate) enum SimCommand {
         #[arg(long, value_name = "FILE")]
         trace: Option<PathBuf>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
 }

@@ -309,7 +309,7 @@ pub async fn by_words(
     let name = device_name(name)?;
     if peers.is_empty() {
         return Err(Failure::new(FailureKind::Usage, format!("{what}: no device to ask is given"))
-            .hint("say where a device of the mesh listens: --peer ADDR, as its `kith status` shows under `door`"));
+            .hint("say where a device of the mesh listens: --peer ADDR, as its `kith status` shows as `door` (with --json: `addrs`)"));
     }
     let mut addrs = Vec::new();
     for peer in peers {

@@ -132,11 +132,15 @@ fn socket_path(home: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((folder, path))
 }
 
-/// Serves calls on the home's socket until the process ends or the future is dropped. The caller holds the home's lock.
+/// Serves calls on the home's socket until `stop` comes, then lets those under way end. The caller holds the home's lock.
 ///
 /// # Errors
 /// If the socket cannot be made.
-pub async fn serve(home: &Path, service: Arc<dyn Service>) -> io::Result<()> {
+pub async fn serve(
+    home: &Path,
+    service: Arc<dyn Service>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
     let (folder, path) = socket_path(home)?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -149,7 +153,9 @@ pub async fn serve(home: &Path, service: Arc<dyn Service>) -> io::Result<()> {
     let router = Router::new()
         .route(CALL_PATH, post(answer))
         .with_state(service);
-    axum::serve(listener, router).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop)
+        .await
 }
 
 /// Removes the socket, at an orderly end.
@@ -379,7 +385,7 @@ mod tests {
         assert!(connect(&home).await.unwrap().is_none());
         let server = {
             let home = home.clone();
-            tokio::spawn(async move { serve(&home, Arc::new(Echo)).await })
+            tokio::spawn(async move { serve(&home, Arc::new(Echo), std::future::pending()).await })
         };
         let connection = loop {
             match connect(&home).await.unwrap() {

@@ -385,6 +385,8 @@ fn restore_leaf(source: &Source, leaf: &Work) -> Result<(), RestoreError> {
                 path: leaf.path.clone(),
             });
         };
+        let len = target.len() as u64;
+        source.tally.bytes.fetch_add(len, Ordering::Relaxed);
         std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&target), &leaf.path)
             .map_err(wrote)?;
         return finish(&leaf.path, None, leaf.mtime_ms).map_err(wrote);

@@ -38,6 +38,9 @@ const LOG: &str = "entries.log";
 /// The file with the ports listened on last.
 const PORTS_FILE: &str = "ports";
 
+/// How long calls under way may take to end when the daemon is told to stop.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Why a device did not open, start or come into being.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -199,7 +202,13 @@ impl Node {
         let knocks = tokio::spawn(door::keep(node.clone(), door_key, knocks, door_asks));
         let service: Arc<dyn local::Service> = node.clone();
         let path = node.home.path().to_owned();
-        let socket = tokio::spawn(async move { local::serve(&path, service).await });
+        let (close_socket, closing) = tokio::sync::oneshot::channel::<()>();
+        let socket = tokio::spawn(async move {
+            let closing = async move {
+                let _ = closing.await;
+            };
+            local::serve(&path, service, closing).await
+        });
         let wanted = options.listen.len();
         let ready = node.wait_until_listening(wanted).await;
         Ports::of(&ready).write(&node.home);
@@ -207,6 +216,7 @@ impl Node {
             node,
             ready,
             socket,
+            close_socket: Some(close_socket),
             knocks,
             _door: door,
         })
@@ -355,6 +365,7 @@ pub struct Daemon {
     node: Arc<Node>,
     ready: Ready,
     socket: JoinHandle<std::io::Result<()>>,
+    close_socket: Option<tokio::sync::oneshot::Sender<()>>,
     knocks: JoinHandle<()>,
     _door: DoorHandle,
 }
@@ -390,11 +401,14 @@ impl Daemon {
     }
 
     /// Ends it in order.
-    pub async fn shut_down(self) {
+    pub async fn shut_down(mut self) {
         self.knocks.abort();
         local::remove_socket(self.node.home.path());
-        self.node.close().await;
+        // Whoever asked for the end, or waits for an answer that is almost there, still gets it.
+        drop(self.close_socket.take());
+        let _ = tokio::time::timeout(LAST_ANSWERS, &mut self.socket).await;
         self.socket.abort();
+        self.node.close().await;
     }
 }
 

@@ -191,8 +191,8 @@ pub enum Event {
     Put(Put),
     /// Restored.
     Got {
-        /// The root.
-        cid: String,
+        /// The root; a folder got by path has none.
+        cid: Option<String>,
         /// Where it was put.
         dest: Name,
         /// Bytes of all files.
@@ -379,8 +379,10 @@ pub struct Status {
     pub disk_bytes: u64,
     /// Names with more than one current version.
     pub conflicts: u64,
-    /// Whether writes are possible, and if not why.
-    pub writable: Result<(), String>,
+    /// Whether this device can write now.
+    pub writable: bool,
+    /// Why it cannot.
+    pub read_only: Option<String>,
     /// Bytes received and sent by device since the start.
     pub traffic: Vec<Traffic>,
 }

@@ -2,6 +2,8 @@
 
 use kith_node::config::Home;
 use kith_node::run::Node;
+use kith_protocol::api::{Failure, FailureKind};
+use kith_protocol::pairing::DeviceName;
 
 use super::host_name;
 use crate::args::InitArgs;
@@ -15,6 +17,11 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<(), CommandError> {
     let name = args.name.unwrap_or_else(host_name);
+    DeviceName::new(&name).map_err(|error| {
+        Failure::new(FailureKind::Usage, format!("call this device {name:?}"))
+            .because(&error)
+            .hint("choose another name with --name")
+    })?;
     let made = Node::create(&home, &name)
         .await
         .map_err(|error| node_failure(&home, &error))?;

@@ -29,12 +29,14 @@ pub(crate) async fn run(
                 .because(&error)
                 .hint("type all 24 in order, separated by spaces")
         })?;
+        output.say("Looking for the mesh; this may take a minute.");
         join::by_words(&home, &words, &args.peer, &name).await?
     } else {
         let ticket = match args.ticket.as_deref() {
             Some("-") | None => typed("The ticket: ".to_owned()).await?,
             Some(ticket) => Zeroizing::new(ticket.to_owned()),
         };
+        output.say("Knocking at the other device; this may take a minute.");
         let json = output.is_json();
         let show = |code: &str| {
             if json {

@@ -38,7 +38,7 @@ fn text(status: &Status) -> String {
         "devices    {}, {} connected\ntree       {} versions, {} names with several current ones\nstore      {} blocks, {} on disk\nentries    {}\n",
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
     ));
-    if let Err(why) = &status.writable {
+    if let Some(why) = &status.read_only {
         text.push_str(&format!("read-only  {why}\n"));
     }
     for traffic in &status.traffic {

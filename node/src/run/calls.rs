@@ -285,9 +285,10 @@ impl Node {
                     blocks,
                     disk_bytes,
                     conflicts: device.tree().conflicts().len() as u64,
-                    writable: match device.replica().seal_state() {
-                        SealState::Ready(_) => Ok(()),
-                        SealState::NeedsEpoch(why) => Err(why.to_string()),
+                    writable: matches!(device.replica().seal_state(), SealState::Ready(_)),
+                    read_only: match device.replica().seal_state() {
+                        SealState::Ready(_) => None,
+                        SealState::NeedsEpoch(why) => Some(why.to_string()),
                     },
                     traffic: traffic
                         .iter()
@@ -625,7 +626,7 @@ impl Node {
             let tally = tally.clone();
             move || tally.cancelled.store(true, Ordering::Relaxed)
         });
-        let root = root_of(&item).map_or_else(String::new, |link| link.cid().to_string());
+        let root = root_of(&item).map(|link| link.cid().to_string());
         let path = PathBuf::from(OsStr::from_bytes(&dest.0));
         let mut task =
             tokio::task::spawn_blocking(move || restore::restore(&source, item, &path, force));

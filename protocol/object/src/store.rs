@@ -484,6 +484,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                             cid: block.cid,
                             bytes: data,
                         },
+                        None,
                     )?;
                 }
             }
@@ -727,15 +728,21 @@ impl<D: Disk, I: Index> Store<D, I> {
                 len: block.bytes.len(),
             });
         }
-        if self.has(&block.cid)? || !self.write(class, block)? {
+        let closed = lock(&self.stats).packs_closed;
+        if self.has(&block.cid)? || !self.write(class, block, Some(closed))? {
             lock(&self.stats).blocks_known += 1;
             return Ok(false);
         }
         Ok(true)
     }
 
-    /// Writes a block unless an unfinished pack holds it.
-    fn write(&self, class: Class, block: Verified<'_>) -> Result<bool, StoreError> {
+    /// Writes a block unless an unfinished pack holds it, or one that was closed since there were `closed` of them.
+    fn write(
+        &self,
+        class: Class,
+        block: Verified<'_>,
+        closed: Option<u64>,
+    ) -> Result<bool, StoreError> {
         let cid = block.cid;
         let head = PackWriter::record_head(&cid, block.bytes.len());
         let mut state = lock(&self.writer);
@@ -743,6 +750,11 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Err(StoreError::Broken);
         }
         if self.held().contains_key(&cid) {
+            return Ok(false);
+        }
+        // It may have come and gone into the index since the caller looked there.
+        let now = lock(&self.stats).packs_closed;
+        if closed.is_some_and(|then| then != now) && self.has(&cid)? {
             return Ok(false);
         }
         self.check_room(&mut state, &block)?;
@@ -1070,6 +1082,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             bytes: self.disk.len(&closed_name(id))?,
         };
         self.index.insert_pack(id, info, blocks)?;
+        // Before its blocks leave `held`: see `write`.
+        lock(&self.stats).packs_closed += 1;
         {
             let mut held = self.held_mut();
             for block in blocks {
@@ -1082,7 +1096,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         lock(&self.born).push(Born { pack: *id, info });
-        lock(&self.stats).packs_closed += 1;
         Ok(())
     }
 
