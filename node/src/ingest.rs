@@ -541,6 +541,47 @@ mod tests {
         assert!(ingest.progress.dedup.load(Ordering::Relaxed) > dedup);
     }
 
+    /// An ingest whose sink appends to `file` at the first `times` blocks: the file changes while it is read.
+    fn disturbed(file: &Path, times: usize) -> Ingest {
+        let (file, left) = (file.to_owned(), AtomicUsize::new(times));
+        let mut ingest = ingest();
+        ingest.sink = Arc::new(move |_| {
+            if left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+            {
+                let mut file = fs::OpenOptions::new().append(true).open(&file)?;
+                io::Write::write_all(&mut file, b"more")?;
+            }
+            Ok(true)
+        });
+        ingest
+    }
+
+    #[test]
+    fn file_that_changes_while_it_is_read_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("growing");
+        fs::write(&file, b"some").unwrap();
+        let (stored, skipped) = disturbed(&file, 1).path(folder.path()).unwrap();
+        assert!(skipped.is_empty());
+        assert_eq!(stored.size, b"somemore".len() as u64);
+    }
+
+    #[test]
+    fn file_that_never_stands_still_is_skipped_and_told_and_the_rest_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("growing");
+        fs::write(&file, b"some").unwrap();
+        fs::write(folder.path().join("still"), b"still").unwrap();
+        let (stored, skipped) = disturbed(&file, usize::MAX).path(folder.path()).unwrap();
+        assert_eq!(skipped.len(), 1);
+        assert!(skipped[0].path.ends_with("growing") && skipped[0].why.contains("changed"));
+        assert_eq!(stored.children.len(), 1);
+    }
+
     #[test]
     fn path_that_is_not_there_and_a_refusing_store_are_errors() {
         assert!(ingest().path(Path::new("/nowhere/at/all")).is_err());
