@@ -96,6 +96,9 @@ pub(crate) fn node_failure(home: &Home, error: &NodeError) -> Failure {
         }
         NodeError::Home(error @ HomeError::Damaged { .. }) => Failure::new(FailureKind::Corrupt, error.to_string())
             .hint("restore the file from a backup, or move the folder away and join the mesh again; other members still hold what they held"),
+        NodeError::NoGenesis => Failure::new(FailureKind::Corrupt, format!("open the device in {}", home.path().display()))
+            .because(error)
+            .hint("move the folder away and join the mesh again; other members still hold what they held"),
         NodeError::InUse { .. } => Failure::new(FailureKind::Exists, error.to_string())
             .hint("wait until it ends, or end a daemon with `kith stop`"),
         other => Failure::new(FailureKind::Failed, format!("open the device in {}", home.path().display())).because(other),

@@ -29,6 +29,8 @@ pub struct Ingest {
     sealer: Arc<Sealer>,
     chunker: Arc<Chunker>,
     sink: Sink,
+    /// Device and inode of a folder that is left out: Kith's own, whose keys never leave the device.
+    without: Option<(u64, u64)>,
     /// How far it is; shared with whoever shows it.
     pub progress: Arc<Progress>,
 }
@@ -94,8 +96,18 @@ impl Ingest {
             sealer,
             chunker,
             sink,
+            without: None,
             progress: Arc::new(Progress::default()),
         }
+    }
+
+    /// Leaves that folder out wherever it is met.
+    #[must_use]
+    pub fn without(mut self, folder: &Path) -> Self {
+        self.without = fs::metadata(folder)
+            .ok()
+            .map(|found| (found.dev(), found.ino()));
+        self
     }
 
     /// Stores a path with all below it, on all cores. What cannot be read is skipped and told.
@@ -191,6 +203,13 @@ impl Ingest {
             });
             return Ok(None);
         };
+        if self.without == Some((metadata.dev(), metadata.ino())) {
+            skipped.push(Skipped {
+                path: path.to_owned(),
+                why: "it is Kith's own data folder".to_owned(),
+            });
+            return Ok(None);
+        }
         let place = found.len();
         found.push(Found {
             path: path.to_owned(),
@@ -580,6 +599,18 @@ mod tests {
         assert_eq!(skipped.len(), 1);
         assert!(skipped[0].path.ends_with("growing") && skipped[0].why.contains("changed"));
         assert_eq!(stored.children.len(), 1);
+    }
+
+    #[test]
+    fn folder_of_the_device_itself_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("home")).unwrap();
+        fs::write(folder.path().join("home/device.key"), b"secret").unwrap();
+        fs::write(folder.path().join("file"), b"file").unwrap();
+        let ingest = ingest().without(&folder.path().join("home"));
+        let (stored, skipped) = ingest.path(folder.path()).unwrap();
+        assert_eq!((stored.files, skipped.len()), (1, 1));
+        assert!(ingest.path(&folder.path().join("home")).is_err());
     }
 
     #[test]

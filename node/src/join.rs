@@ -109,6 +109,9 @@ pub async fn by_ticket(
     home.prepare()
         .map_err(|error| failed(&error.into(), home))?;
     let _lock = lock(home, "kith join").map_err(|error| failed(&error, home))?;
+    // Another process may have made one while this one waited.
+    home.prepare()
+        .map_err(|error| failed(&error.into(), home))?;
     let mut rng = fresh_rng();
     let keys = DeviceKeys::generate(&mut rng);
     let mesh = ticket.mesh;
@@ -324,6 +327,9 @@ pub async fn by_words(
     home.prepare()
         .map_err(|error| failed(&error.into(), home))?;
     let _lock = lock(home, "kith join").map_err(|error| failed(&error, home))?;
+    // Another process may have made one while this one waited.
+    home.prepare()
+        .map_err(|error| failed(&error.into(), home))?;
     let keys = DeviceKeys::generate(&mut fresh_rng());
     let mut last = None;
     for (peer, addr) in peers.iter().zip(addrs) {

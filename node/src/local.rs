@@ -176,7 +176,13 @@ async fn answer(State(service): State<Arc<dyn Service>>, body: Body) -> Response
         }
     };
     let (request, rest) = request;
-    let input: Input = Box::pin(stream::iter([Ok(rest)]).chain(chunks));
+    // A body that nobody reads is let go, so that a client that goes away is noticed.
+    let input: Input = if matches!(request, Request::PutStream { .. }) {
+        Box::pin(stream::iter([Ok(rest)]).chain(chunks))
+    } else {
+        drop(chunks);
+        no_input()
+    };
     let call = call_here(service, request, input);
     let lines = stream::unfold(Some(call), |call| async move {
         let mut call = call?;

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -161,12 +161,23 @@ fn replace(new: &Path, dest: &Path) -> io::Result<()> {
 fn remove_any(path: &Path) {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
+            open_up(path);
             let _ = fs::remove_dir_all(path);
         }
         Ok(_) => {
             let _ = fs::remove_file(path);
         }
         Err(_) => {}
+    }
+}
+
+/// Folders without write permission could not be emptied.
+fn open_up(folder: &Path) {
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
     }
 }
 
@@ -359,7 +370,9 @@ fn make_folder(
     mtime_ms: u64,
     layout: &mut Layout,
 ) -> Result<(), RestoreError> {
-    fs::create_dir(path).map_err(|source| RestoreError::Write {
+    // Its own mode comes once it is full: until then nobody else looks in.
+    let made = fs::DirBuilder::new().mode(0o700).create(path);
+    made.map_err(|source| RestoreError::Write {
         path: path.to_owned(),
         source,
     })?;

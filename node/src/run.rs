@@ -38,6 +38,9 @@ const LOG: &str = "entries.log";
 /// The file with the ports listened on last.
 const PORTS_FILE: &str = "ports";
 
+/// How long it may take until all addresses are listened on.
+const LISTEN_WAIT: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// How long calls under way may take to end when the daemon is told to stop.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -73,6 +76,9 @@ pub enum NodeError {
     /// The local socket.
     #[error("serve the local socket")]
     Local(#[source] std::io::Error),
+    /// The entries that say whose mesh this is are damaged.
+    #[error("the log of entries is damaged where it says which mesh this is")]
+    NoGenesis,
     /// A task of the process ended unexpectedly.
     #[error("run the device: {0}")]
     Task(String),
@@ -129,6 +135,8 @@ pub struct Node {
     /// Where newcomers may knock; empty without a daemon.
     door: Mutex<Vec<String>>,
     stop: tokio::sync::Notify,
+    /// Packs closed here of which the catalogue does not know yet.
+    unborn: Mutex<Vec<kith_object::store::Born>>,
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
 }
@@ -144,6 +152,8 @@ impl Node {
             let mut rng = fresh_rng();
             home.prepare()?;
             let lock = lock(&home, "kith init")?;
+            // Another process may have made one while this one waited.
+            home.prepare()?;
             let words = Words::generate(&mut rng);
             let keys = DeviceKeys::generate(&mut rng);
             let (replica, entries) = Replica::create(&words.root(), &keys, &name, now(), &mut rng)
@@ -210,7 +220,7 @@ impl Node {
             local::serve(&path, service, closing).await
         });
         let wanted = options.listen.len();
-        let ready = node.wait_until_listening(wanted).await;
+        let ready = node.wait_until_listening(wanted).await?;
         Ports::of(&ready).write(&node.home);
         Ok(Daemon {
             node,
@@ -256,10 +266,14 @@ impl Node {
                     keys: identity.keys.clone(),
                     space: identity.space,
                     seed: rng.bytes(),
+                    log_is_damaged: !report.damaged.is_empty(),
                     spread_entries: true,
                     anti_entropy: true,
                 };
                 let mut device = Device::open(now(), setup, &entries);
+                if device.access().root.is_none() {
+                    return Err(NodeError::NoGenesis);
+                }
                 if let Some(book) = home.read_sealed(BOOK_FILE, &identity.keys) {
                     device.recall(&book);
                 }
@@ -283,6 +297,7 @@ impl Node {
                     saving: Arc::default(),
                     door: Mutex::new(Vec::new()),
                     stop: tokio::sync::Notify::new(),
+                    unborn: Mutex::default(),
                     driver: Mutex::new(None),
                     _lock: lock,
                 };
@@ -294,7 +309,8 @@ impl Node {
     }
 
     /// Waits until inside and door listen on all addresses.
-    async fn wait_until_listening(&self, wanted: usize) -> Ready {
+    async fn wait_until_listening(&self, wanted: usize) -> Result<Ready, NodeError> {
+        let until = tokio::time::Instant::now() + LISTEN_WAIT;
         loop {
             let inside = self
                 .asker
@@ -304,11 +320,14 @@ impl Node {
             let addrs = held(&self.door).clone();
             // TCP and QUIC on each address; an unspecified one gives several.
             if inside.len() >= 2 * wanted && addrs.len() >= 2 * wanted {
-                return Ready {
+                return Ok(Ready {
                     device: self.identity.keys.id(),
                     addrs,
                     inside,
-                };
+                });
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err(NodeError::Task("its addresses are not listened on".into()));
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
@@ -327,7 +346,12 @@ impl Node {
         if let Err(error) = ticked {
             tracing::warn!(%error, "pack not closed");
         }
-        let born: Vec<Born> = born
+        let waiting = {
+            let mut unborn = held(&self.unborn);
+            unborn.extend(born);
+            std::mem::take(&mut *unborn)
+        };
+        let records: Vec<Born> = waiting
             .iter()
             .map(|born| Born {
                 pack: born.pack,
@@ -336,10 +360,11 @@ impl Node {
                 bytes: born.info.bytes,
             })
             .collect();
-        if !born.is_empty()
-            && let Err(error) = self.asker.command(Command::Born(born)).await
+        if !records.is_empty()
+            && let Err(error) = self.asker.command(Command::Born(records)).await
         {
-            tracing::warn!(%error, "closed packs are not in the catalogue");
+            tracing::debug!(%error, "closed packs are not in the catalogue yet");
+            held(&self.unborn).extend(waiting);
         }
     }
 
@@ -431,6 +456,14 @@ pub(crate) fn lock(home: &Home, what: &str) -> Result<HomeLock, NodeError> {
 
 /// Writes the entries a new device begins with, durably.
 pub(crate) fn write_first_entries(home: &Home, entries: &[Entry]) -> Result<(), NodeError> {
+    // What an attempt that failed before left behind belongs to keys that are gone. The caller holds the lock, and no device is here yet.
+    if home.exists() {
+        return Err(HomeError::Exists {
+            path: home.path().to_owned(),
+        }
+        .into());
+    }
+    store::forget_logs(home.path()).map_err(NodeError::Store)?;
     let (log, _) = open_log(home, |_, _| {})?;
     for entry in entries {
         log.append(&entry.encode()).map_err(NodeError::Log)?;

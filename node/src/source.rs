@@ -175,16 +175,23 @@ struct Fetching<'a> {
     wanted: BTreeSet<Cid>,
     to: Sender<Arrival>,
     arrivals: Receiver<Arrival>,
-    /// The block that nobody has, and until when to hope for it.
-    hope: Option<(Cid, Instant)>,
+    /// Blocks that nobody within reach has, as far as is known.
+    lacking: BTreeSet<Cid>,
+    /// Until when to hope for them; begins anew whenever something comes.
+    hope: Option<Instant>,
+}
+
+impl Fetching<'_> {
+    fn came(&mut self, cid: &Cid) {
+        self.lacking.remove(cid);
+        self.hope = (!self.lacking.is_empty()).then(|| Instant::now() + HOPE);
+    }
 }
 
 impl Drop for Fetching<'_> {
     fn drop(&mut self) {
-        if !self.wanted.is_empty() {
-            for request in self.requests.drain(..) {
-                self.asker.cancel_fetch(request);
-            }
+        for request in self.requests.drain(..) {
+            self.asker.cancel_fetch(request);
         }
     }
 }
@@ -206,6 +213,7 @@ impl Source {
             wanted: BTreeSet::new(),
             to,
             arrivals,
+            lacking: BTreeSet::new(),
             hope: None,
         };
         loop {
@@ -274,16 +282,15 @@ impl Source {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return Err(ReadError::Cancelled),
         };
-        for arrival in first
-            .into_iter()
-            .chain(fetching.arrivals.try_iter().take(BATCH_BLOCKS))
-        {
+        let more = fetching.arrivals.try_iter().take(BATCH_BLOCKS);
+        let batch: Vec<Arrival> = first.into_iter().chain(more).collect();
+        for arrival in batch {
             match arrival {
                 Arrival::Block { cid, block, from } => {
                     if !fetching.wanted.remove(&cid) {
                         continue;
                     }
-                    fetching.hope = None;
+                    fetching.came(&cid);
                     self.tally.came(from, block.len());
                     self.keeper.keep(cid, block.clone())?;
                     reader
@@ -293,18 +300,19 @@ impl Source {
                 // Read from the disk on the next round.
                 Arrival::Held { cid } => {
                     fetching.wanted.remove(&cid);
+                    fetching.came(&cid);
                 }
                 Arrival::Unavailable { cid } => {
-                    fetching
-                        .hope
-                        .get_or_insert_with(|| (cid, Instant::now() + HOPE));
+                    if fetching.wanted.contains(&cid) {
+                        fetching.lacking.insert(cid);
+                        fetching.hope.get_or_insert_with(|| Instant::now() + HOPE);
+                    }
                 }
             }
         }
-        match fetching.hope {
-            Some((cid, until)) if !self.wait && until <= Instant::now() => {
-                Err(ReadError::Unreachable { cid })
-            }
+        let over = fetching.hope.is_some_and(|until| until <= Instant::now());
+        match fetching.lacking.first() {
+            Some(cid) if over && !self.wait => Err(ReadError::Unreachable { cid: *cid }),
             _ => Ok(()),
         }
     }
@@ -338,6 +346,7 @@ impl Source {
             wanted: BTreeSet::new(),
             to,
             arrivals,
+            lacking: BTreeSet::new(),
             hope: None,
         };
         loop {

@@ -86,6 +86,20 @@ pub fn open_store(
     })
 }
 
+/// Removes the logs of a home in which no device came to be.
+///
+/// # Errors
+/// [`OpenStoreError::Folder`].
+pub fn forget_logs(home: &Path) -> Result<(), OpenStoreError> {
+    let path = home.join(LOGS);
+    match std::fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(OpenStoreError::Folder { path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Opens the folder of logs in a home that the caller has locked; `kith_object::log::Log` does the rest.
 ///
 /// # Errors

@@ -790,6 +790,14 @@ impl Gossip {
 
     /// Takes in entries that were fetched.
     fn given(&mut self, from: DeviceId, number: u32, last: bool, entries: Vec<(Tag, Bytes)>) {
+        // What was not asked for is not taken: a peer must not choose how fast we write.
+        if !self
+            .peers
+            .get(&from)
+            .is_some_and(|peer| peer.asked.contains_key(&number))
+        {
+            return;
+        }
         for (tag, entry) in entries {
             self.delivered.note(self.now, tag, Some(from));
             self.deliver(from, entry);

@@ -11,7 +11,7 @@ use kith_crdt::names::{Change, TreePath};
 use kith_crdt::replica::SealState;
 use kith_object::chunk::{Chunker, Profile};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
-use kith_object::key::{DeviceKeys, Rng};
+use kith_object::key::{DeviceKeys, Rng, Secret};
 use kith_object::object::{ObjectLink, ObjectReader, ObjectWriter};
 use kith_object::pack::Class;
 use kith_object::seal::{Kind, Opener, Sealer};
@@ -462,6 +462,7 @@ impl World {
             space,
             seed: slot.seed.bytes(),
             spread_entries: rules.spread_entries,
+            log_is_damaged: false,
             anti_entropy: rules.anti_entropy,
         };
         let mut machine = Device::open(now, setup, &entries);
@@ -521,7 +522,7 @@ impl World {
                 };
                 self.trace
                     .note(self.now, device, format_args!("moves {from} to {to}"));
-                self.command(device, Command::Change(vec![change]), Vec::new());
+                self.command(device, change_command(vec![change], None), Vec::new());
             }
             Act::Remove { device, path } => {
                 self.trace
@@ -530,7 +531,7 @@ impl World {
                     path: tree_path(&path),
                     recursive: true,
                 };
-                self.command(device, Command::Change(vec![change]), Vec::new());
+                self.command(device, change_command(vec![change], None), Vec::new());
             }
             Act::Expel { by, device } => {
                 self.trace
@@ -607,7 +608,11 @@ impl World {
             device,
             format_args!("puts {path} as {}", promise.cid.short()),
         );
-        self.command(device, Command::Change(vec![change]), vec![promise]);
+        self.command(
+            device,
+            change_command(vec![change], Some(secret)),
+            vec![promise],
+        );
     }
 
     fn command(&mut self, device: usize, command: Command, promises: Vec<Promise>) {
@@ -1007,6 +1012,13 @@ fn new_fetch(link: ObjectLink, opener: Opener, content: Vec<u8>) -> Fetch {
         requests: Vec::new(),
         got: Vec::new(),
         content,
+    }
+}
+
+fn change_command(changes: Vec<Change>, sealed_under: Option<Secret>) -> Command {
+    Command::Change {
+        changes,
+        sealed_under,
     }
 }
 

@@ -16,9 +16,11 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
     let options = UpOptions {
         listen: args.listen,
     };
-    let daemon = Node::up(home.clone(), options)
-        .await
-        .map_err(|error| node_failure(&home, &error))?;
+    let daemon = tokio::select! {
+        up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
     let ready = daemon.ready();
     let value = serde_json::json!({
         "event": "ready",

@@ -40,6 +40,8 @@ pub(crate) struct Verdict {
     pub(crate) removals: BTreeMap<DeviceId, Vec<u32>>,
     /// Epochs that count, and who was sent which part of their keys by entries that count.
     pub(crate) epochs: BTreeMap<EpochId, BTreeSet<(AgreeKey, KeyPart)>>,
+    /// Devices that opened each of them, and so chose its keys, whoever they were sent to; the root is not told.
+    pub(crate) makers: BTreeMap<EpochId, BTreeSet<DeviceId>>,
     /// An entry of an admin or the root holds what this program does not know.
     pub(crate) outdated: bool,
 }
@@ -268,6 +270,9 @@ impl<'a> Fold<'a> {
                     });
                 opened.entry(id).or_default().push(place);
                 if counts && may && known {
+                    if !by_root {
+                        verdict.makers.entry(id).or_default().insert(item.author);
+                    }
                     let to = verdict.epochs.entry(id).or_default();
                     to.extend(
                         content

@@ -389,7 +389,12 @@ impl Replica {
                 record,
                 links,
                 envelopes,
-            } = self.minted(&slot.past, &recipients(&self.access, Some(&device)), rng)?;
+            } = self.minted(
+                &slot.past,
+                &recipients(&self.access, Some(&device)),
+                Some(&device),
+                rng,
+            )?;
             Some(Opened {
                 epoch: Some(record),
                 links,
@@ -418,10 +423,16 @@ impl Replica {
                 }
             }
         }
+        // Latest first until here. One that wrote thousands of chains side by side, so that no record could hold its frontier, keeps the earliest.
+        frontier.reverse();
+        frontier.truncate(FRONTIER_MAX);
         frontier.sort_unstable();
         frontier
     }
 }
+
+/// Most entries that the frontier of a removal names, so that its record fits.
+const FRONTIER_MAX: usize = 2000;
 
 fn sealed_part(place: &Place, sealed: &Sealed) -> Result<(SealKind, Plain), AuthorError> {
     let body = document::author(place, &[sealed.encode()]).ok_or(AuthorError::Record)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kith_object::id::EpochId;
+use kith_object::id::{DeviceId, EpochId};
 use kith_object::key::{AgreeKey, Rng};
 use kith_object::time::Time;
 use zeroize::Zeroizing;
@@ -68,7 +68,7 @@ impl Replica {
             record,
             links,
             envelopes,
-        } = self.minted(&slot.past, &to, rng)?;
+        } = self.minted(&slot.past, &to, None, rng)?;
         let open = Opened {
             epoch: Some(record),
             links,
@@ -83,6 +83,7 @@ impl Replica {
         &self,
         past: &Bits,
         to: &BTreeSet<(AgreeKey, KeyPart)>,
+        except: Option<&DeviceId>,
         rng: &mut Rng,
     ) -> Result<Minted, AuthorError> {
         let heads = &self.access.epoch_heads;
@@ -102,7 +103,7 @@ impl Replica {
                         .member(epoch)
                         .is_some_and(|part| part.dedup == *secret)
                 };
-                heads.iter().all(shared) && !self.is_exposed(first, to)
+                heads.iter().all(shared) && !self.is_exposed(first, to, except)
             });
         let (holder, member) = (
             HolderPart::generate(rng),

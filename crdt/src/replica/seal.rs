@@ -71,13 +71,14 @@ impl Replica {
         keyed: bool,
         wanted: &BTreeSet<(AgreeKey, KeyPart)>,
     ) -> Result<(), NotReady> {
-        if self.verdict.epochs.get(epoch) != Some(wanted) {
+        // Who opened it knows its keys, also if it did not send them to itself.
+        if self.verdict.epochs.get(epoch) != Some(wanted) || !self.made_by_members(epoch, None) {
             return Err(NotReady::Recipients);
         }
         if self.ring.holder(epoch).is_none() || (keyed && self.ring.member(epoch).is_none()) {
             return Err(NotReady::Unopened);
         }
-        if keyed && self.is_exposed(epoch, wanted) {
+        if keyed && self.is_exposed(epoch, wanted, None) {
             return Err(NotReady::Exposed);
         }
         let parts: &[KeyPart] = if keyed {
@@ -96,11 +97,19 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether the epoch's dedup secret was ever sent to a device that is not among those wanted now.
+    /// Whether all who opened the epoch are members now, save `except`.
+    fn made_by_members(&self, epoch: &EpochId, except: Option<&DeviceId>) -> bool {
+        let stays = |maker: &DeviceId| Some(maker) != except && self.access.is_member(maker);
+        let makers = self.verdict.makers.get(epoch);
+        makers.is_none_or(|makers| makers.iter().all(stays))
+    }
+
+    /// Whether the epoch's dedup secret was ever sent to a device that is not among those wanted now, or chosen by one that is no member, or is `except`.
     pub(super) fn is_exposed(
         &self,
         epoch: &EpochId,
         wanted: &BTreeSet<(AgreeKey, KeyPart)>,
+        except: Option<&DeviceId>,
     ) -> bool {
         let Some(secret) = self.ring.member(epoch).map(|part| &part.dedup) else {
             return true;
@@ -110,9 +119,10 @@ impl Replica {
                 .ring
                 .member(other)
                 .is_some_and(|part| part.dedup == *secret);
-            same && sent
+            let strangers = sent
                 .iter()
-                .any(|to| to.1 == KeyPart::Member && !wanted.contains(to))
+                .any(|to| to.1 == KeyPart::Member && !wanted.contains(to));
+            same && (strangers || !self.made_by_members(other, except))
         })
     }
 

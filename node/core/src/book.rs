@@ -63,11 +63,11 @@ impl Book {
         if from_itself {
             known.addrs = addrs;
         } else {
-            for addr in addrs {
-                if known.addrs.len() < BOOK_ADDRS_MAX {
-                    known.addrs.insert(addr);
-                }
+            // Old ones that led nowhere make room for what others have heard since.
+            if known.addrs.union(&addrs).count() > BOOK_ADDRS_MAX {
+                known.addrs.clear();
             }
+            known.addrs.extend(addrs);
         }
         let learnt = known.addrs != before;
         if learnt {

@@ -11,12 +11,13 @@ use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{Change, PlanError, Record, RecordError, Tree, VersionId, VersionInfo};
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
-use kith_object::key::{DeviceKeys, Rng};
+use kith_object::key::{DeviceKeys, Rng, Secret};
 use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange};
 use kith_protocol::gossip::{self, Gossip};
 
 use crate::book::Book;
+use crate::group;
 use crate::policy::Policy;
 
 /// How a device is set up.
@@ -30,6 +31,8 @@ pub struct Setup {
     pub seed: [u8; 32],
     /// Whether new entries are sent at once by gossip. The walk finds them without it.
     pub spread_entries: bool,
+    /// Whether places of the log are damaged, so that what is missing in it may have been there.
+    pub log_is_damaged: bool,
     /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
     pub anti_entropy: bool,
 }
@@ -135,7 +138,12 @@ pub enum Input {
 #[derive(Debug)]
 pub enum Command {
     /// Change the tree of names.
-    Change(Vec<Change>),
+    Change {
+        /// How.
+        changes: Vec<Change>,
+        /// The dedup secret that their objects were sealed under, if they bring any: refused if it is the newest no more.
+        sealed_under: Option<Secret>,
+    },
     /// Let a device in.
     Admit(Newcomer),
     /// Take in entries that came through the door.
@@ -158,6 +166,9 @@ pub enum CommandError {
     /// A version cannot be written so.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A device was removed since the objects were sealed: it could confirm what is in them.
+    #[error("the keys of the mesh have changed since the bytes were sealed")]
+    KeysChanged,
     /// What was delivered does not count here.
     #[error("an entry that was delivered is not accepted: {0}")]
     NotAccepted(&'static str),
@@ -308,6 +319,8 @@ const KIND_GOSSIP: u8 = 0;
 const KIND_BOOK: u8 = 1;
 /// Share of the epoch duty per place in the order of members.
 const EPOCH_DUTY_STEP: Span = Span::from_secs(2);
+/// Pause after an epoch could not be opened.
+const EPOCH_DUTY_PAUSE: Span = Span::from_secs(60);
 /// Marks entries that the replica asked to see again.
 const REPLAY_TOKEN: u64 = u64::MAX;
 /// Most roots of one command that are announced; the folder's own root comes first.
@@ -342,14 +355,30 @@ impl Device {
             rng,
         };
         let mut ids = BTreeMap::new();
-        for bytes in log {
+        let mut in_order = Vec::new();
+        for bytes in group::finished(log, setup.log_is_damaged) {
             match Entry::decode(bytes) {
                 Ok(entry) => {
                     ids.insert(entry.id(), bytes);
+                    in_order.push((entry.id(), bytes));
                     device.remember_access(&entry, bytes);
                     device.replica.restore(entry);
                 }
                 Err(error) => tracing::debug!(%error, "entry of the log skipped"),
+            }
+        }
+        // One damaged record makes all that follow it in its chain wait; more than may wait are fed again once what came later has healed it.
+        loop {
+            let before = device.replica.stats().entries;
+            for (id, bytes) in &in_order {
+                if !device.replica.contains(id)
+                    && let Ok(entry) = Entry::decode(bytes)
+                {
+                    device.replica.restore(entry);
+                }
+            }
+            if device.replica.stats().entries == before {
+                break;
             }
         }
         loop {
@@ -433,12 +462,21 @@ impl Device {
                 .exchange
                 .handle(self.now, exchange::Input::Stored(cids)),
             Input::Command { request, command } => self.command(request, command),
-            Input::Fetch { request, cids } => self
-                .exchange
-                .handle(self.now, exchange::Input::Want { request, cids }),
-            Input::CancelFetch { request } => self
-                .exchange
-                .handle(self.now, exchange::Input::Cancel { request }),
+            Input::Fetch { request, cids } => {
+                // Whoever asks anew has the DHT asked anew.
+                for cid in &cids {
+                    self.sought.remove(cid);
+                }
+                self.exchange
+                    .handle(self.now, exchange::Input::Want { request, cids });
+            }
+            Input::CancelFetch { request } => {
+                self.exchange
+                    .handle(self.now, exchange::Input::Cancel { request });
+                if self.exchange.wants_len() == 0 {
+                    self.sought.clear();
+                }
+            }
             Input::Wake => {
                 self.exchange.handle(self.now, exchange::Input::Wake);
                 self.gossip.handle(self.now, gossip::Input::Wake);
@@ -674,7 +712,10 @@ impl Device {
 
     fn command(&mut self, request: u64, command: Command) {
         let outcome = match command {
-            Command::Change(changes) => self.change(&changes),
+            Command::Change {
+                changes,
+                sealed_under,
+            } => self.change(&changes, sealed_under),
             Command::Admit(newcomer) => {
                 self.author(|replica, keys, now, rng| replica.admit(keys, now, rng, &newcomer))
             }
@@ -697,7 +738,14 @@ impl Device {
         }
     }
 
-    fn change(&mut self, changes: &[Change]) -> Result<(), CommandError> {
+    fn change(
+        &mut self,
+        changes: &[Change],
+        sealed_under: Option<Secret>,
+    ) -> Result<(), CommandError> {
+        if sealed_under.is_some() && sealed_under.as_ref() != self.replica.dedup_secrets().first() {
+            return Err(CommandError::KeysChanged);
+        }
         let records = self.tree.plan(changes, &mut self.rng)?;
         let roots: Vec<Cid> = records
             .iter()
@@ -723,8 +771,22 @@ impl Device {
         write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
     ) -> Result<(), CommandError> {
         let written = write(&mut self.replica, &self.keys, self.now, &mut self.rng);
-        for entry in written.iter().flatten() {
-            self.append(entry, true);
+        let entries = written.as_deref().unwrap_or_default();
+        if entries.len() > 1 {
+            // Killed in the middle, the device finds the group unfinished and drops it: absent or whole.
+            self.appended.0 += 1;
+            let mark = Effect::Append {
+                number: self.appended.0,
+                id: EntryId::default(),
+                entry: group::mark(entries),
+            };
+            self.effects.push_back(mark);
+        }
+        let spread: Vec<(gossip::Key, Bytes)> =
+            entries.iter().map(|entry| self.append(entry)).collect();
+        // Told only once all of it is durable.
+        for (key, bytes) in spread {
+            self.hold(Waiting::Spread(key, bytes));
         }
         // Even a failed call may have opened an epoch first, which everyone should hear of.
         self.absorb_and(true);
@@ -772,7 +834,7 @@ impl Device {
         }
     }
 
-    fn append(&mut self, entry: &Entry, spread: bool) {
+    fn append(&mut self, entry: &Entry) -> (gossip::Key, Bytes) {
         let bytes = Bytes::from(entry.encode());
         self.remember_access(entry, &bytes);
         self.appended.0 += 1;
@@ -781,13 +843,11 @@ impl Device {
             id: entry.id(),
             entry: bytes.clone(),
         });
-        if spread {
-            let key = gossip::Key {
-                hlc: entry.header().hlc.0,
-                id: entry.id().0,
-            };
-            self.hold(Waiting::Spread(key, bytes));
-        }
+        let key = gossip::Key {
+            hlc: entry.header().hlc.0,
+            id: entry.id().0,
+        };
+        (key, bytes)
     }
 
     fn absorb(&mut self) {
@@ -797,7 +857,10 @@ impl Device {
     /// Draws the consequences of what the replica took in: appends, digest, tree, policy.
     fn absorb_and(&mut self, spread: bool) {
         for entry in self.replica.take_accepted() {
-            self.append(&entry, spread);
+            let (key, bytes) = self.append(&entry);
+            if spread {
+                self.hold(Waiting::Spread(key, bytes));
+            }
         }
         let replay = self.replica.take_replay();
         if !replay.is_empty() {
@@ -902,13 +965,17 @@ impl Device {
     }
 
     fn epoch_duty(&mut self) {
-        if self.epoch_due.is_some_and(|due| due <= self.now) {
-            self.epoch_due = None;
-            if let Err(error) =
-                self.author(|replica, keys, now, rng| replica.mint_epoch(keys, now, rng))
-            {
-                tracing::debug!(%error, "epoch not opened");
-            }
+        if self.epoch_due.is_none_or(|due| due > self.now) {
+            return;
+        }
+        self.epoch_due = None;
+        let minted = self.author(|replica, keys, now, rng| replica.mint_epoch(keys, now, rng));
+        if let Err(error) = minted {
+            tracing::debug!(%error, "epoch not opened");
+        }
+        // One that cannot be opened now is not tried again at once.
+        if let Some(due) = &mut self.epoch_due {
+            *due = (*due).max(self.now + EPOCH_DUTY_PAUSE);
         }
     }
 

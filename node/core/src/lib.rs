@@ -13,4 +13,5 @@
 
 pub mod book;
 pub mod device;
+mod group;
 pub mod policy;

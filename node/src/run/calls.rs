@@ -17,6 +17,7 @@ use kith_crdt::names::{Change, HistoryItem, Listed, PlanError, TreePath, Version
 use kith_crdt::replica::SealState;
 use kith_object::chunk::{Chunker, Profile};
 use kith_object::id::{Cid, DeviceId};
+use kith_object::key::Secret;
 use kith_object::object::ObjectLink;
 use kith_object::pack::Class;
 use kith_object::seal::{Opener, SealedBlock, Sealer};
@@ -34,6 +35,8 @@ use crate::source::{Keeper, ReadError, Source, Tally};
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often a put is begun anew because keys changed meanwhile.
+const PUT_TRIES: usize = 3;
 /// Bytes of a file told at once.
 const DATA_BYTES: usize = 1 << 20;
 
@@ -122,6 +125,7 @@ fn change_failure(what: String, error: CommandFailure) -> Failure {
             PlanError::Exists { .. } => FailureKind::Exists,
             _ => FailureKind::Usage,
         },
+        CommandFailure::Refused(CommandError::KeysChanged) => FailureKind::Failed,
         CommandFailure::Refused(CommandError::Author(_) | CommandError::NotAccepted(_)) => {
             FailureKind::Denied
         }
@@ -338,7 +342,7 @@ impl Node {
     }
 
     /// What files are sealed with now; fails on a device that cannot write.
-    async fn ingest(&self) -> Result<Ingest, Failure> {
+    async fn ingest(&self) -> Result<(Ingest, Secret), Failure> {
         let secret = self
             .look(|device| match device.replica().seal_state() {
                 SealState::Ready(_) => {
@@ -367,11 +371,12 @@ impl Node {
                     io::Error::new(kind, error)
                 })
         };
-        Ok(Ingest::new(
+        let ingest = Ingest::new(
             Arc::new(Sealer::new(&secret)),
             Arc::new(Chunker::new(&secret, Profile::DEFAULT)),
             Arc::new(sink),
-        ))
+        );
+        Ok((ingest.without(self.home.path()), secret))
     }
 
     /// Runs a blocking ingest and tells its progress; dropping the future cancels it.
@@ -411,15 +416,7 @@ impl Node {
         for source in sources {
             let path = PathBuf::from(OsStr::from_bytes(&source.0));
             let target = self.target(&path, to.as_ref(), several).await?;
-            let ingest = self.ingest().await?;
-            let work = {
-                let (ingest, path) = (ingest.clone(), path.clone());
-                move || ingest.path(&path)
-            };
-            let (stored, skipped) = self
-                .ingesting(&ingest, tell, work)
-                .await
-                .map_err(|error| put_failure(&path, &error))?;
+            let (ingest, stored, skipped) = self.put_path(&path, &target, tell).await?;
             partial += skipped.len();
             for Skipped { path, why } in skipped {
                 told(
@@ -430,7 +427,6 @@ impl Node {
                 )
                 .await?;
             }
-            self.name(&target, &stored).await?;
             let put = api::Put {
                 cid: stored.link.cid().to_string(),
                 path: Name(target.to_bytes()),
@@ -450,9 +446,33 @@ impl Node {
         Ok(())
     }
 
+    /// Stores a path and names it; again if a device was removed meanwhile, since that one could confirm what is in the blocks.
+    async fn put_path(
+        &self,
+        path: &Path,
+        target: &TreePath,
+        tell: &Teller,
+    ) -> Result<(Ingest, Stored, Vec<Skipped>), Failure> {
+        for _ in 0..PUT_TRIES {
+            let (ingest, secret) = self.ingest().await?;
+            let work = {
+                let (ingest, path) = (ingest.clone(), path.to_owned());
+                move || ingest.path(&path)
+            };
+            let (stored, skipped) = self
+                .ingesting(&ingest, tell, work)
+                .await
+                .map_err(|error| put_failure(path, &error))?;
+            if self.name(target, &stored, secret).await? {
+                return Ok((ingest, stored, skipped));
+            }
+        }
+        Err(keys_changed(target))
+    }
+
     async fn put_stream(&self, to: Name, input: Input, tell: &Teller) -> Result<(), Failure> {
         let to = tree_path(&to)?;
-        let ingest = self.ingest().await?;
+        let (ingest, secret) = self.ingest().await?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let pump = tokio::spawn(async move {
             let mut input = input;
@@ -480,7 +500,9 @@ impl Node {
             .await
             .map_err(|error| put_failure(Path::new("standard input"), &error))?;
         pump.abort();
-        self.name(&to, &stored).await?;
+        if !self.name(&to, &stored, secret).await? {
+            return Err(keys_changed(&to));
+        }
         let put = api::Put {
             cid: stored.link.cid().to_string(),
             path: Name(to.to_bytes()),
@@ -534,7 +556,14 @@ impl Node {
     }
 
     /// Makes blocks durable, then the names that lead to them: the acknowledgement rests on both.
-    async fn name(&self, target: &TreePath, stored: &Stored) -> Result<(), Failure> {
+    ///
+    /// False if the keys have changed since the blocks were sealed; then nothing is named.
+    async fn name(
+        &self,
+        target: &TreePath,
+        stored: &Stored,
+        secret: Secret,
+    ) -> Result<bool, Failure> {
         let what = || format!("store {}", shown(target));
         let store = self.store.clone();
         let flushed = tokio::task::spawn_blocking(move || store.flush()).await;
@@ -544,15 +573,23 @@ impl Node {
         let mut changes = Vec::new();
         changes_for(target, stored, &mut changes)
             .map_err(|error| Failure::new(FailureKind::Usage, what()).because(&error))?;
-        self.asker
-            .command(Command::Change(changes))
-            .await
-            .map_err(|error| change_failure(what(), error))
+        let command = Command::Change {
+            changes,
+            sealed_under: Some(secret),
+        };
+        match self.asker.command(command).await {
+            Ok(()) => Ok(true),
+            Err(CommandFailure::Refused(CommandError::KeysChanged)) => Ok(false),
+            Err(error) => Err(change_failure(what(), error)),
+        }
     }
 
     async fn change(&self, what: String, changes: Vec<Change>) -> Result<(), Failure> {
         self.asker
-            .command(Command::Change(changes))
+            .command(Command::Change {
+                changes,
+                sealed_under: None,
+            })
             .await
             .map_err(|error| change_failure(what, error))
     }
@@ -931,6 +968,17 @@ impl Node {
         };
         told(tell, Event::Device(device)).await
     }
+}
+
+fn keys_changed(target: &TreePath) -> Failure {
+    Failure::new(
+        FailureKind::Failed,
+        format!(
+            "store {}: a device was removed meanwhile, and the keys have changed",
+            shown(target)
+        ),
+    )
+    .hint("store it again")
 }
 
 fn progress_event(progress: &Progress) -> Event {

@@ -138,7 +138,13 @@ pub(super) async fn keep(
                 None => return,
             },
             ask = asks.recv() => match ask {
-                Some(DoorAsk::Machine(input)) => keeper.machine.handle(now(), input),
+                Some(DoorAsk::Machine(input)) => {
+                    if let Input::Left { knock } = &input {
+                        keeper.streams.remove(knock);
+                        keeper.proved.remove(knock);
+                    }
+                    keeper.machine.handle(now(), input);
+                }
                 Some(DoorAsk::Issue { role, yes, tell, answer }) => keeper.issue(role, yes, tell, answer),
                 None => return,
             },
@@ -381,12 +387,12 @@ impl Keeper {
     fn admit(&self, ticket: TicketId, newcomer: Newcomer, role: Role) {
         let (node, handle) = (self.node.clone(), self.handle.clone());
         tokio::spawn(async move {
-            let device = newcomer.device;
-            let in_already = node
-                .asker
-                .look(move |this| this.access().belongs(&device))
-                .await
-                .unwrap_or(false);
+            let (device, agree, wanted) = (newcomer.device, newcomer.agree, newcomer.role);
+            let in_already = move |this: &Device| {
+                let member = this.access().members.get(&device);
+                member.is_some_and(|member| member.role >= wanted && member.agree == Some(agree))
+            };
+            let in_already = node.asker.look(in_already).await.unwrap_or(false);
             if !in_already && let Err(error) = node.asker.command(Command::Admit(newcomer)).await {
                 tracing::warn!(%error, "newcomer not admitted");
                 return handle

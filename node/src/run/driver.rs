@@ -213,6 +213,11 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         tokio::select! {
             ask = asks.recv() => match ask {
                 Some(Ask::Stop) | None => break,
+                // What cannot be written down must not go on: whoever waits is told, and the process ends.
+                Some(ask @ Ask::LogFailed(_)) => {
+                    driver.asked(ask);
+                    break;
+                }
                 Some(ask) => driver.asked(ask),
             },
             event = net_event => match event {
@@ -223,6 +228,8 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         }
         driver.perform();
     }
+    // A swarm that waits for room among the events would not hear that it is to stop.
+    drop(events.take());
     if let Some(net) = driver.net.take() {
         net.shutdown().await;
     }

@@ -23,8 +23,8 @@ use super::ticket::Ticket;
 use super::{ANSWER_MAX, CONFIRM_MAX, DeviceName, PROOF_MAX, REPEAT_MAX, Role, space_of};
 use crate::wire::{DOOR_FRAME_BYTES_MAX, DOOR_FRAME_BYTES_MAX_PROVED};
 
-/// Connections tried without a word from the door before the newcomer gives up; with pauses of 1, 2, 4, 8 seconds.
-const TRIES_MAX: u32 = 5;
+/// Connections tried without a word from the door before the newcomer gives up, with pauses of 1, 2, 4 seconds: a person is waiting.
+const TRIES_MAX: u32 = 4;
 /// The same once the ticket may be reserved for this device: giving up would burn it.
 const PROVED_TRIES_MAX: u32 = 12;
 /// How long one attempt to connect may take.

@@ -663,6 +663,38 @@ fn member_that_litters_access_with_heads_stops_nobody() {
     assert!(newcomer.reads("quiet"));
 }
 
+/// It leaves keys behind that it chose itself, sent to exactly those who remain.
+#[test]
+fn keys_chosen_by_a_device_that_leaves_are_not_used() {
+    for leaves_itself in [true, false] {
+        let (mut mesh, mut first) = Mesh::new(118);
+        let mut member = mesh.join(&mut first, Role::Member, "member");
+        let recovery = first.replica.access().recovery.unwrap();
+        let others = [first.keys.agree_public(), recovery];
+        let open = epoch_for(&mut mesh, &member, &others);
+        let entry = mesh.forge_access(&member, &member.keys.clone(), None, Some(open), |_| {});
+        member.feed(&entry);
+        assert_eq!(first.feed(&entry), Inserted::Taken);
+        let chosen = first.replica.access().epoch_heads.clone();
+        if leaves_itself {
+            let id = member.id();
+            let left = mesh.remove(&mut member, id);
+            first.feed_all(&left);
+            assert!(matches!(
+                first.replica.seal_state(),
+                SealState::NeedsEpoch(_)
+            ));
+        } else {
+            mesh.remove(&mut first, member.id());
+        }
+        mesh.write(&mut first, "after");
+        let SealState::Ready(epoch) = first.replica.seal_state() else {
+            panic!("the one who remains can write");
+        };
+        assert!(!chosen.contains(&epoch));
+    }
+}
+
 #[test]
 fn epoch_without_parents_is_for_genesis_alone() {
     let (mut mesh, mut first) = Mesh::new(117);
