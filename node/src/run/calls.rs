@@ -35,6 +35,9 @@ use crate::source::{Keeper, ReadError, Source, Tally};
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How much of a refused stream is read to its end, and for how long.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_WAIT: Duration = Duration::from_secs(2);
 /// How often a put is begun anew because keys changed meanwhile.
 const PUT_TRIES: usize = 3;
 /// Bytes of a file told at once.
@@ -471,18 +474,25 @@ impl Node {
     }
 
     async fn put_stream(&self, to: Name, input: Input, tell: &Teller) -> Result<(), Failure> {
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let mut pump = tokio::spawn(pump(input, sender));
+        let outcome = self.store_stream(to, receiver, tell).await;
+        if outcome.is_err() {
+            // A client that is still sending would meet a broken connection instead of the answer.
+            let _ = tokio::time::timeout(DRAIN_WAIT, &mut pump).await;
+        }
+        pump.abort();
+        outcome
+    }
+
+    async fn store_stream(
+        &self,
+        to: Name,
+        receiver: tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
+        tell: &Teller,
+    ) -> Result<(), Failure> {
         let to = tree_path(&to)?;
         let (ingest, secret) = self.ingest().await?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let pump = tokio::spawn(async move {
-            let mut input = input;
-            while let Some(chunk) = input.next().await {
-                let failed = chunk.is_err();
-                if sender.send(chunk).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
         let work = {
             let ingest = ingest.clone();
             move || {
@@ -499,7 +509,6 @@ impl Node {
             .ingesting(&ingest, tell, work)
             .await
             .map_err(|error| put_failure(Path::new("standard input"), &error))?;
-        pump.abort();
         if !self.name(&to, &stored, secret).await? {
             return Err(keys_changed(&to));
         }
@@ -1062,6 +1071,20 @@ fn root_of(item: &Item) -> Option<&ObjectLink> {
     match item {
         Item::Leaf { link, .. } | Item::Snapshot { link, .. } | Item::Root { link } => Some(link),
         Item::Folder { .. } => None,
+    }
+}
+
+/// Hands chunks on; those that nobody takes any more are read and dropped, some of them.
+async fn pump(mut input: Input, sender: tokio::sync::mpsc::Sender<io::Result<Bytes>>) {
+    let mut left = DRAIN_BYTES_MAX;
+    while let Some(chunk) = input.next().await {
+        let (failed, len) = (chunk.is_err(), chunk.as_ref().map_or(0, Bytes::len));
+        if sender.send(chunk).await.is_err() {
+            left = left.saturating_sub(len);
+        }
+        if failed || left == 0 {
+            return;
+        }
     }
 }
 
