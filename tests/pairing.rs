@@ -361,3 +361,32 @@ fn three_devices_meet_though_each_knows_only_one() {
     third.agrees_with(&second);
     assert_eq!(third.cat_waiting("/two.txt"), b"from the second");
 }
+
+#[test]
+fn who_came_by_the_words_writes_once_it_has_met_another() {
+    let place = Place::new(env!("CARGO_BIN_EXE_kith"));
+    let (mut first, words) = place.first("first");
+    first.up();
+    let mut second = place.device("second");
+    second
+        .join_by_words(&words, "second", &first.addrs())
+        .expect_code(0);
+    first.stop();
+    // The door it came by may not have known of every removal: what it seals now, a removed device might read.
+    let refused = second.run_with(["put", "-", "--to", "/early"], b"early");
+    refused.expect_code(1);
+    assert!(
+        refused.failure_text().contains("kith up"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(second.status()["writable"], false);
+    first.up();
+    second.up();
+    second.agrees_with(&first);
+    second.put_bytes(b"now", "/now");
+    assert_eq!(first.cat_waiting("/now"), b"now");
+    // It need not be told twice.
+    second.stop();
+    second.put_bytes(b"alone", "/alone");
+}

@@ -255,3 +255,79 @@ fn member_cannot_remove_those_above_it() {
     assert_eq!(failed.failure_kind(), "denied");
     assert!(!removed(&first, "first") && !removed(&second, "first"));
 }
+
+#[test]
+fn stolen_admin_is_removed_by_the_words_only() {
+    let place = Place::new(env!("CARGO_BIN_EXE_kith"));
+    let (mut first, words) = place.first("first");
+    first.up();
+    let mut second = place.device("second");
+    second
+        .join_by_words(&words, "second", &first.addrs())
+        .expect_code(0);
+    second.up();
+    second.agrees_with(&first);
+    let mut third = place.join("third", &first);
+    third.up();
+    third.agrees_with(&first);
+
+    let failed = first.fails(1, ["device", "remove", "second", "--yes"]);
+    assert_eq!(failed.failure_kind(), "denied");
+    assert!(
+        failed.failure_text().contains("--words"),
+        "{}",
+        failed.stderr
+    );
+    let by_words = |input: &str| {
+        first.run_with(
+            ["device", "remove", "second", "--words", "--yes"],
+            input.as_bytes(),
+        )
+    };
+    by_words("abandon ability").expect_code(2);
+    // Good words, but not of this mesh.
+    let others = format!("{}art", "abandon ".repeat(23));
+    by_words(&others).expect_code(1);
+    assert!(!removed(&first, "second"));
+    let done = by_words(&words);
+    done.expect_code(0);
+    third.agrees_with(&first);
+    assert!(removed(&third, "second"));
+    wait_until("the removed device stands alone", || {
+        (number(&second.status(), "connected") == 0).then_some(())
+    });
+    let cid = first.put_bytes(b"after", "/after");
+    second.fails(1, ["cat", &cid]);
+    assert_eq!(third.cat_waiting("/after"), b"after");
+}
+
+#[test]
+fn device_that_met_nobody_removes_only_when_forced() {
+    let Three {
+        place: _place,
+        mut first,
+        mut second,
+        mut third,
+    } = three();
+    for device in [&mut first, &mut second, &mut third] {
+        device.stop();
+    }
+    // Nobody else is up: what the lost device told the others may not be known here.
+    let failed = first.fails(1, ["device", "remove", "third", "--yes"]);
+    assert!(
+        failed.failure_text().contains("--force"),
+        "{}",
+        failed.stderr
+    );
+    assert!(!removed(&first, "third"));
+    first.ok(["device", "remove", "third", "--yes", "--force"]);
+    assert!(removed(&first, "third"));
+    first.up();
+    second.up();
+    second.agrees_with(&first);
+    assert!(removed(&second, "third"));
+    assert_eq!(
+        second.cat_waiting("/by-the-third"),
+        b"written while it belonged"
+    );
+}

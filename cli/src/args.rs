@@ -206,6 +206,12 @@ pub(crate) enum DeviceCommand {
     Remove {
         /// Its name, or its id
         name: String,
+        /// Remove it with the 24 words, asked for or read from standard input: the only way to remove an admin
+        #[arg(long)]
+        words: bool,
+        /// Even though no other device is within reach that could know more of what it wrote; that will not count any more
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -47,8 +47,13 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Restore(args) => tree::restore(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
         Command::Devices => device::list(&home, output).await,
-        Command::Device(DeviceCommand::Remove { name }) => {
-            device::remove(&home, name, global.yes, output).await
+        Command::Device(DeviceCommand::Remove { name, words, force }) => {
+            let how = device::How {
+                words,
+                force,
+                yes: global.yes,
+            };
+            device::remove(&home, name, how, output).await
         }
         Command::Demo(_) | Command::Sim(_) => Ok(()),
     }

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use crate::config::{Home, Identity, fresh_rng, now};
 use crate::net::Multiaddr;
 use crate::net::door::{DoorStream, knock};
-use crate::run::{BOOK_FILE, NodeError, lock, write_first_entries};
+use crate::run::{BOOK_FILE, NodeError, UNSETTLED_FILE, lock, write_first_entries};
 
 /// How long a frame may take once the codes are being compared.
 const PROVED_WAIT: Duration = Duration::from_secs(600);
@@ -415,6 +415,9 @@ async fn at_door(
                     entries.extend(own.iter().cloned());
                     settle_in(home, keys, mesh, &entries, &guide, false)
                         .map_err(|error| AtDoor::Local(failed(&error, home)))?;
+                    // The door may have been behind the others: nothing is sealed before one agrees.
+                    home.write_whole(UNSETTLED_FILE, b"")
+                        .map_err(|error| AtDoor::Local(failed(&error.into(), home)))?;
                     joined = Some(Joined {
                         mesh,
                         device: keys.id(),

@@ -38,6 +38,9 @@ const LOG: &str = "entries.log";
 /// The file with the ports listened on last.
 const PORTS_FILE: &str = "ports";
 
+/// There while a device that came in by the words has agreed with no other yet.
+pub(crate) const UNSETTLED_FILE: &str = "unsettled";
+
 /// How long it may take until all addresses are listened on.
 const LISTEN_WAIT: std::time::Duration = std::time::Duration::from_secs(20);
 
@@ -267,6 +270,7 @@ impl Node {
                     space: identity.space,
                     seed: rng.bytes(),
                     log_is_damaged: !report.damaged.is_empty(),
+                    unsettled: home.path().join(UNSETTLED_FILE).exists(),
                     spread_entries: true,
                     anti_entropy: true,
                 };
@@ -285,6 +289,7 @@ impl Node {
                     offsets,
                     net: None,
                     keep_book: book_keeper(home.clone(), identity.keys.clone()),
+                    unsettled: home.path().join(UNSETTLED_FILE),
                     traffic: traffic.clone(),
                 };
                 let node = Self {

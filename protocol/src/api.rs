@@ -7,6 +7,7 @@
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 /// Where the daemon answers, as the path of its one HTTP resource.
 pub const CALL_PATH: &str = "/v1/call";
@@ -62,6 +63,28 @@ impl<'de> Deserialize<'de> for Name {
                 .map(Self)
                 .map_err(serde::de::Error::custom),
         }
+    }
+}
+
+/// The 24 words on their way to the daemon: wiped when dropped, never shown.
+#[derive(Clone)]
+pub struct Spoken(pub Zeroizing<String>);
+
+impl Serialize for Spoken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Spoken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+impl std::fmt::Debug for Spoken {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Spoken(..)")
     }
 }
 
@@ -159,6 +182,12 @@ pub enum Request {
     DeviceRemove {
         /// Its name, or its id.
         device: String,
+        /// The 24 words, which may remove an admin.
+        #[serde(default)]
+        words: Option<Spoken>,
+        /// Even though what it wrote that is not known here will not count any more.
+        #[serde(default)]
+        force: bool,
     },
     /// Ends the daemon.
     Stop,
@@ -478,6 +507,21 @@ mod tests {
             let text = serde_json::to_string(&name).unwrap();
             assert_eq!(serde_json::from_str::<Name>(&text).unwrap(), name, "{text}");
         }
+    }
+
+    #[test]
+    fn words_are_not_shown() {
+        let request = Request::DeviceRemove {
+            device: "attic".to_owned(),
+            words: Some(Spoken(Zeroizing::new("abandon ability".to_owned()))),
+            force: false,
+        };
+        assert!(!format!("{request:?}").contains("abandon"));
+        let text = serde_json::to_string(&request).unwrap();
+        let Request::DeviceRemove { words, .. } = serde_json::from_str(&text).unwrap() else {
+            panic!("another request")
+        };
+        assert_eq!(words.unwrap().0.as_str(), "abandon ability");
     }
 
     #[test]

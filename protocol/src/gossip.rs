@@ -207,6 +207,8 @@ pub struct Gossip {
     direct_due: Option<Time>,
     /// Roots that devices published last.
     heard: BTreeMap<DeviceId, [u8; 32]>,
+    /// When another device's root was last found equal to the own.
+    agreed: Option<Time>,
     /// Paths asked for, none within another, of whom and when.
     going: BTreeMap<Path, (DeviceId, Time)>,
     delivered: Delivered,
@@ -232,6 +234,7 @@ impl Gossip {
             tree: RadixTree::new(TreeId::default()),
             peers: BTreeMap::new(),
             beacon: Beacon::default(),
+            agreed: None,
             direct_due: None,
             heard: BTreeMap::new(),
             going: BTreeMap::new(),
@@ -289,6 +292,11 @@ impl Gossip {
             .chain([self.beacon.due(), self.direct_due])
             .flatten()
             .min()
+    }
+
+    /// When another device last said that it knows exactly what this one knows; never since the start if `None`.
+    pub fn agreed(&self) -> Option<Time> {
+        self.agreed
     }
 
     /// The digest over what counts.
@@ -454,6 +462,7 @@ impl Gossip {
         let room = self.heard.len() < HEARD_MAX || self.heard.contains_key(&from);
         let news = room && self.heard.insert(from, root) != Some(root);
         if root == self.tree.root() {
+            self.agreed = Some(self.now);
             self.beacon.heard_same();
         } else if news {
             // Whoever differs says so, that its neighbours may walk with it.
@@ -548,6 +557,7 @@ impl Gossip {
         };
         peer.root = Some(root);
         if root == mine {
+            self.agreed = Some(self.now);
             peer.due = None;
             peer.fruitless = 0;
         } else {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kith_core::device::{Channel, Command, Device, Effect, Input, Setup};
+use kith_core::device::{Channel, Command, Device, Effect, Input, Removal, Setup};
 use kith_crdt::names::{Change, TreePath};
 use kith_crdt::replica::SealState;
 use kith_object::chunk::{Chunker, Profile};
@@ -463,6 +463,7 @@ impl World {
             seed: slot.seed.bytes(),
             spread_entries: rules.spread_entries,
             log_is_damaged: false,
+            unsettled: false,
             anti_entropy: rules.anti_entropy,
         };
         let mut machine = Device::open(now, setup, &entries);
@@ -537,7 +538,13 @@ impl World {
                 self.trace
                     .note(self.now, by, format_args!("expels d{device}"));
                 let out = self.id(device);
-                self.command(by, Command::Remove(out), Vec::new());
+                // On both sides of a partition, as it comes.
+                let removal = Removal {
+                    device: out,
+                    root: None,
+                    force: true,
+                };
+                self.command(by, Command::Remove(removal), Vec::new());
             }
             Act::Partition(groups) => {
                 self.trace
@@ -796,7 +803,7 @@ impl World {
                     self.advance(device, number);
                 }
             }
-            Effect::Unavailable { .. } | Effect::KeepBook(_) => {}
+            Effect::Unavailable { .. } | Effect::KeepBook(_) | Effect::Settled => {}
             Effect::Provide(key) => {
                 self.providers.entry(key).or_default().insert(device);
             }

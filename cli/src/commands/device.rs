@@ -2,9 +2,9 @@
 
 use kith_node::config::Home;
 use kith_node::local::no_input;
-use kith_protocol::api::{Device, Event, Failure, FailureKind, Request};
+use kith_protocol::api::{Device, Event, Failure, FailureKind, Request, Spoken};
 
-use super::ask;
+use super::{ask, join};
 use crate::failure::CommandError;
 use crate::output::Output;
 use crate::session;
@@ -13,21 +13,42 @@ pub(crate) async fn list(home: &Home, output: &mut Output) -> Result<(), Command
     show(home, Request::Devices, output).await
 }
 
+/// How a device is removed.
+pub(crate) struct How {
+    /// With the 24 words.
+    pub(crate) words: bool,
+    /// Even if this device may be behind.
+    pub(crate) force: bool,
+    /// Without asking.
+    pub(crate) yes: bool,
+}
+
 pub(crate) async fn remove(
     home: &Home,
     name: String,
-    yes: bool,
+    how: How,
     output: &mut Output,
 ) -> Result<(), CommandError> {
     let question = format!("Remove {name} for good? It cannot come back under the same key.");
-    if !yes && !ask(question).await? {
+    if !how.yes && !ask(question).await? {
         return Err(
             Failure::new(FailureKind::Failed, format!("remove {name}: not confirmed"))
                 .hint("answer y, or give --yes")
                 .into(),
         );
     }
-    show(home, Request::DeviceRemove { device: name }, output).await
+    let words = if how.words {
+        let (typed, _) = join::typed_words().await?;
+        Some(Spoken(typed))
+    } else {
+        None
+    };
+    let request = Request::DeviceRemove {
+        device: name,
+        words,
+        force: how.force,
+    };
+    show(home, request, output).await
 }
 
 async fn show(home: &Home, request: Request, output: &mut Output) -> Result<(), CommandError> {

@@ -23,12 +23,7 @@ pub(crate) async fn run(
 ) -> Result<(), CommandError> {
     let name = args.name.unwrap_or_else(host_name);
     let joined = if args.words {
-        let typed = typed("The 24 words: ".to_owned()).await?;
-        let words = Words::parse(&typed).map_err(|error| {
-            Failure::new(FailureKind::Usage, "read the 24 words")
-                .because(&error)
-                .hint("type all 24 in order, separated by spaces")
-        })?;
+        let (_, words) = typed_words().await?;
         output.say("Looking for the mesh; this may take a minute.");
         join::by_words(&home, &words, &args.peer, &name).await?
     } else {
@@ -62,6 +57,17 @@ pub(crate) async fn run(
         format!("mesh    {mesh}\ndevice  {device} ({name}, {role})\n")
     })?;
     Ok(())
+}
+
+/// Reads the 24 words as they were typed, and what they are.
+pub(super) async fn typed_words() -> Result<(Zeroizing<String>, Words), CommandError> {
+    let typed = typed("The 24 words: ".to_owned()).await?;
+    let words = Words::parse(&typed).map_err(|error| {
+        Failure::new(FailureKind::Usage, "read the 24 words")
+            .because(&error)
+            .hint("type all 24 in order, separated by spaces")
+    })?;
+    Ok((typed, words))
 }
 
 /// Reads a secret from a prompt without echo, or from standard input if that is no terminal.

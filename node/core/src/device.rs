@@ -3,6 +3,7 @@
 //! Spec: `protocol/spec/device.md`, "Shell".
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kith_crdt::access::{Access, Newcomer, Role};
@@ -11,7 +12,7 @@ use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{Change, PlanError, Record, RecordError, Tree, VersionId, VersionInfo};
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
-use kith_object::key::{DeviceKeys, Rng, Secret};
+use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
 use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange};
 use kith_protocol::gossip::{self, Gossip};
@@ -33,6 +34,8 @@ pub struct Setup {
     pub spread_entries: bool,
     /// Whether places of the log are damaged, so that what is missing in it may have been there.
     pub log_is_damaged: bool,
+    /// Whether it came in by the words and has agreed with no other device since: it seals nothing before it has.
+    pub unsettled: bool,
     /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
     pub anti_entropy: bool,
 }
@@ -149,9 +152,29 @@ pub enum Command {
     /// Take in entries that came through the door.
     Deliver(Vec<Bytes>),
     /// Remove a device.
-    Remove(DeviceId),
+    Remove(Removal),
     /// Say that packs were closed here.
     Born(Vec<Born>),
+}
+
+/// A device to be removed.
+pub struct Removal {
+    /// Which.
+    pub device: DeviceId,
+    /// The keys of the words, which may remove an admin.
+    pub root: Option<RootKeys>,
+    /// Even though this device may not know all that the other has written, so that the rest will not count.
+    pub force: bool,
+}
+
+impl fmt::Debug for Removal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Removal")
+            .field("device", &self.device)
+            .field("by_root", &self.root.is_some())
+            .field("force", &self.force)
+            .finish()
+    }
 }
 
 /// Why a command was not carried out.
@@ -169,6 +192,16 @@ pub enum CommandError {
     /// A device was removed since the objects were sealed: it could confirm what is in them.
     #[error("the keys of the mesh have changed since the bytes were sealed")]
     KeysChanged,
+    /// This device came in by the words and has not yet met one that knows what it knows.
+    #[error(
+        "this device came in by the words and has not yet agreed with any other device on what the mesh knows"
+    )]
+    Unsettled,
+    /// It may not know all that a device to be removed has written.
+    #[error(
+        "this device has not agreed with any other device lately, and what the removed device wrote that is not known here would no longer count"
+    )]
+    Behind,
     /// What was delivered does not count here.
     #[error("an entry that was delivered is not accepted: {0}")]
     NotAccepted(&'static str),
@@ -274,6 +307,8 @@ pub enum Effect {
     },
     /// The address book changed and may be kept.
     KeepBook(Bytes),
+    /// A device that came in by the words agrees with another; it need not open as [`Setup::unsettled`] again.
+    Settled,
 }
 
 /// One device.
@@ -299,6 +334,8 @@ pub struct Device {
     waiting: VecDeque<(u64, Waiting)>,
     /// When this device is to open an epoch, if nobody else has by then.
     epoch_due: Option<Time>,
+    /// As [`Setup::unsettled`].
+    unsettled: bool,
     /// Looked for in the DHT, to look once per fetch.
     sought: BTreeSet<Cid>,
     effects: VecDeque<Effect>,
@@ -321,6 +358,8 @@ const KIND_BOOK: u8 = 1;
 const EPOCH_DUTY_STEP: Span = Span::from_secs(2);
 /// Pause after an epoch could not be opened.
 const EPOCH_DUTY_PAUSE: Span = Span::from_secs(60);
+/// How long it counts that another device knew what this one knows. Digests are told at least once a minute.
+const AGREED_LATELY: Span = Span::from_secs(600);
 /// Marks entries that the replica asked to see again.
 const REPLAY_TOKEN: u64 = u64::MAX;
 /// Most roots of one command that are announced; the folder's own root comes first.
@@ -349,6 +388,7 @@ impl Device {
             appended: (0, 0),
             waiting: VecDeque::new(),
             epoch_due: None,
+            unsettled: setup.unsettled,
             sought: BTreeSet::new(),
             effects: VecDeque::new(),
             keys: setup.keys,
@@ -719,9 +759,7 @@ impl Device {
             Command::Admit(newcomer) => {
                 self.author(|replica, keys, now, rng| replica.admit(keys, now, rng, &newcomer))
             }
-            Command::Remove(device) => {
-                self.author(|replica, keys, now, rng| replica.remove(keys, now, rng, device))
-            }
+            Command::Remove(removal) => self.remove(&removal),
             Command::Born(born) => {
                 let records: Vec<CatalogueRecord> =
                     born.into_iter().map(CatalogueRecord::Born).collect();
@@ -765,8 +803,45 @@ impl Device {
         Ok(())
     }
 
-    /// Writes entries of this device's own.
+    fn remove(&mut self, removal: &Removal) -> Result<(), CommandError> {
+        let device = removal.device;
+        if device != self.me && !removal.force && !self.knows_lately(&device) {
+            return Err(CommandError::Behind);
+        }
+        self.author_anyway(|replica, keys, now, rng| match &removal.root {
+            Some(root) => replica.remove_by_root(root, now, rng, device),
+            None => replica.remove(keys, now, rng, device),
+        })
+    }
+
+    /// Whether this device knows what the others know, so far as one can: it agreed with one of them lately, or there is none besides itself and `but`.
+    pub fn knows_lately(&self, but: &DeviceId) -> bool {
+        let agreed = self.gossip.agreed();
+        self.stands_alone(but) || agreed.is_some_and(|at| at + AGREED_LATELY >= self.now)
+    }
+
+    /// Whether it may seal: one that came in by the words first meets another that knows what it knows.
+    pub fn is_settled(&self) -> bool {
+        !self.unsettled || self.stands_alone(&self.me)
+    }
+
+    fn stands_alone(&self, but: &DeviceId) -> bool {
+        let members = &self.replica.access().members;
+        members.keys().all(|id| id == but || *id == self.me)
+    }
+
+    /// Writes entries of this device's own, if it may seal.
     fn author(
+        &mut self,
+        write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
+    ) -> Result<(), CommandError> {
+        if !self.is_settled() {
+            return Err(CommandError::Unsettled);
+        }
+        self.author_anyway(write)
+    }
+
+    fn author_anyway(
         &mut self,
         write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
     ) -> Result<(), CommandError> {
@@ -1013,6 +1088,11 @@ impl Device {
         }
         self.drain_gossip();
         self.drain_exchange();
+        if self.unsettled && self.gossip.agreed().is_some() {
+            self.unsettled = false;
+            self.weigh_epoch_duty();
+            self.effects.push_back(Effect::Settled);
+        }
         let connected = &self.connected;
         for (device, addrs) in self
             .book
@@ -1138,3 +1218,6 @@ fn prefixed(kind: u8, bytes: &[u8]) -> Bytes {
     out.put_slice(bytes);
     out.freeze()
 }
+
+#[cfg(test)]
+mod tests;

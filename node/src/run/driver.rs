@@ -1,6 +1,7 @@
 //! The event loop around the device machine: inputs in, effects out, and nothing decided here.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
@@ -126,6 +127,8 @@ pub(crate) struct Parts {
     pub(crate) net: Option<(InsideHandle, NetEvents)>,
     /// Keeps the address book.
     pub(crate) keep_book: Box<dyn Fn(Bytes) + Send>,
+    /// The file that says that the device is unsettled.
+    pub(crate) unsettled: PathBuf,
     pub(crate) traffic: Arc<std::sync::Mutex<Traffic>>,
 }
 
@@ -140,6 +143,7 @@ struct Driver {
     to_log: blocking::Sender<ToLog>,
     to_reader: blocking::SyncSender<(DeviceId, Cid, bool)>,
     keep_book: Box<dyn Fn(Bytes) + Send>,
+    unsettled: PathBuf,
     traffic: Arc<std::sync::Mutex<Traffic>>,
     log_failed: Option<Arc<str>>,
 }
@@ -195,6 +199,7 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         to_log,
         to_reader,
         keep_book: parts.keep_book,
+        unsettled: parts.unsettled,
         traffic: parts.traffic,
         log_failed: None,
     };
@@ -391,6 +396,10 @@ impl Driver {
                     }
                 }
                 Effect::KeepBook(book) => (self.keep_book)(book),
+                // Should it stay, the device only has to agree once more.
+                Effect::Settled => {
+                    let _ = std::fs::remove_file(&self.unsettled);
+                }
                 other => self.perform_on_net(other),
             }
         }

@@ -1,0 +1,409 @@
+//! A few devices, joined by nothing but this file.
+
+use kith_crdt::names::TreePath;
+use kith_object::key::Words;
+use kith_object::object::ObjectLink;
+use kith_object::seal::BlockKey;
+use kith_object::tree::FileKind;
+
+use super::*;
+
+/// Devices, what is on their disks, and who is connected.
+struct Mesh {
+    root: RootKeys,
+    now: Time,
+    devices: Vec<Device>,
+    logs: Vec<Vec<(EntryId, Bytes)>>,
+    links: BTreeSet<(usize, usize)>,
+    done: BTreeMap<u64, Result<(), CommandError>>,
+    settled: BTreeSet<usize>,
+    next: u64,
+}
+
+fn newcomer(keys: &DeviceKeys, role: Role, name: &str) -> Newcomer {
+    Newcomer {
+        device: keys.id(),
+        agree: keys.agree_public(),
+        role,
+        name: name.to_owned(),
+    }
+}
+
+fn setup(keys: &DeviceKeys, space: SpaceId, unsettled: bool) -> Setup {
+    Setup {
+        keys: keys.clone(),
+        space,
+        seed: keys.id().0,
+        spread_entries: true,
+        log_is_damaged: false,
+        unsettled,
+        anti_entropy: true,
+    }
+}
+
+impl Mesh {
+    /// One mesh with these roles, the first an admin; all know each other's admission and nobody is connected.
+    fn new(roles: &[Role]) -> Self {
+        let mut rng = Rng::from_seed([7; 32]);
+        let now = Time(1_000_000);
+        let root = Words::generate(&mut rng).root();
+        let keys: Vec<DeviceKeys> = roles
+            .iter()
+            .map(|_| DeviceKeys::generate(&mut rng))
+            .collect();
+        let (mut replica, mut entries) =
+            Replica::create(&root, &keys[0], "d0", now, &mut rng).unwrap();
+        for (place, role) in roles.iter().enumerate().skip(1) {
+            let newcomer = newcomer(&keys[place], *role, &format!("d{place}"));
+            let admitted = if *role == Role::Admin {
+                replica.admit_by_root(&root, now, &mut rng, &newcomer)
+            } else {
+                replica.admit(&keys[0], now, &mut rng, &newcomer)
+            };
+            entries.extend(admitted.unwrap());
+        }
+        let log: Vec<(EntryId, Bytes)> = entries
+            .iter()
+            .map(|entry| (entry.id(), Bytes::from(entry.encode())))
+            .collect();
+        let bytes: Vec<Bytes> = log.iter().map(|(_, bytes)| bytes.clone()).collect();
+        let devices = keys
+            .iter()
+            .map(|keys| Device::open(now, setup(keys, replica.space(), false), &bytes))
+            .collect();
+        let mut mesh = Self {
+            root,
+            now,
+            devices,
+            logs: vec![log; roles.len()],
+            links: BTreeSet::new(),
+            done: BTreeMap::new(),
+            settled: BTreeSet::new(),
+            next: 1,
+        };
+        mesh.run();
+        mesh
+    }
+
+    fn id(&self, place: usize) -> DeviceId {
+        self.devices[place].id()
+    }
+
+    fn place(&self, id: &DeviceId) -> usize {
+        let found = self.devices.iter().position(|device| device.id() == *id);
+        found.unwrap()
+    }
+
+    fn connect(&mut self, one: usize, other: usize) {
+        self.links.extend([(one, other), (other, one)]);
+        let ids = (self.id(one), self.id(other));
+        self.handle(one, Input::Connected(ids.1));
+        self.handle(other, Input::Connected(ids.0));
+        self.settle_down();
+    }
+
+    fn disconnect(&mut self, one: usize, other: usize) {
+        for (from, to) in [(one, other), (other, one)] {
+            if self.links.remove(&(from, to)) {
+                let gone = self.id(to);
+                self.handle(from, Input::Disconnected(gone));
+            }
+        }
+        self.run();
+    }
+
+    fn handle(&mut self, place: usize, input: Input) {
+        let now = self.now;
+        self.devices[place].handle(now, input);
+        self.devices[place].check_invariants();
+    }
+
+    fn command(&mut self, place: usize, command: Command) -> Result<(), CommandError> {
+        let request = self.next;
+        self.next += 1;
+        self.handle(place, Input::Command { request, command });
+        self.run();
+        self.done.remove(&request).unwrap()
+    }
+
+    fn remove(&mut self, by: usize, out: usize, force: bool) -> Result<(), CommandError> {
+        let removal = Removal {
+            device: self.id(out),
+            root: None,
+            force,
+        };
+        self.command(by, Command::Remove(removal))
+    }
+
+    fn write(&mut self, place: usize, name: &str) -> Result<(), CommandError> {
+        let link = ObjectLink {
+            digest: kith_object::key::derive("kith test 1", name.as_bytes()),
+            key: BlockKey::new([3; 32]),
+            size: 9,
+        };
+        let secret = self.devices[place].replica().dedup_secrets().remove(0);
+        self.write_sealed(place, name, link, secret)
+    }
+
+    fn write_sealed(
+        &mut self,
+        place: usize,
+        name: &str,
+        link: ObjectLink,
+        secret: Secret,
+    ) -> Result<(), CommandError> {
+        let changes = vec![Change::File {
+            path: TreePath::parse(name.as_bytes()).unwrap(),
+            kind: FileKind::File,
+            link,
+            mtime_ms: 0,
+            mode: 0o644,
+        }];
+        self.command(
+            place,
+            Command::Change {
+                changes,
+                sealed_under: Some(secret),
+            },
+        )
+    }
+
+    fn sees(&self, place: usize, name: &str) -> bool {
+        let path = TreePath::parse(name.as_bytes()).unwrap();
+        self.devices[place].tree().resolve(&path).is_some()
+    }
+
+    /// Does all there is to do now.
+    fn run(&mut self) {
+        let mut busy = true;
+        while busy {
+            busy = false;
+            for place in 0..self.devices.len() {
+                while let Some(effect) = self.devices[place].poll_effect() {
+                    busy = true;
+                    self.perform(place, effect);
+                }
+            }
+        }
+    }
+
+    /// Lets a minute go by.
+    fn settle_down(&mut self) {
+        let until = self.now + Span::from_secs(60);
+        self.run();
+        loop {
+            let due = self.devices.iter().filter_map(Device::next_wakeup).min();
+            let Some(due) = due.filter(|due| *due <= until) else {
+                break;
+            };
+            self.now = self.now.max(due);
+            for place in 0..self.devices.len() {
+                let at = self.devices[place].next_wakeup();
+                if at.is_some_and(|at| at <= self.now) {
+                    self.handle(place, Input::Wake);
+                }
+            }
+            self.run();
+        }
+        self.now = until;
+    }
+
+    fn perform(&mut self, place: usize, effect: Effect) {
+        let me = self.id(place);
+        match effect {
+            Effect::Append { number, id, entry } => {
+                self.logs[place].push((id, entry));
+                self.handle(place, Input::Appended(number));
+            }
+            Effect::LoadEntries { token, ids } => {
+                let entries = self.logs[place]
+                    .iter()
+                    .filter(|(id, _)| ids.contains(id))
+                    .cloned()
+                    .collect();
+                self.handle(place, Input::LoadedEntries { token, entries });
+            }
+            Effect::Send {
+                peer,
+                channel,
+                bytes,
+            } => {
+                let len = bytes.len();
+                self.handle(place, Input::Flushed { peer, channel, len });
+                let to = self.place(&peer);
+                if self.links.contains(&(place, to)) {
+                    self.handle(
+                        to,
+                        Input::Received {
+                            peer: me,
+                            channel,
+                            bytes,
+                        },
+                    );
+                }
+            }
+            Effect::Publish(bytes) => {
+                for to in 0..self.devices.len() {
+                    if self.links.contains(&(place, to)) {
+                        let published = Input::Published {
+                            from: me,
+                            message: Bytes::new(),
+                            bytes: bytes.clone(),
+                        };
+                        self.handle(to, published);
+                    }
+                }
+            }
+            Effect::Disconnect { peer, .. } => {
+                let other = self.place(&peer);
+                self.disconnect(place, other);
+            }
+            Effect::Done { request, outcome } => {
+                self.done.insert(request, outcome);
+            }
+            Effect::Settled => {
+                self.settled.insert(place);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn device_that_is_behind_removes_only_when_forced() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
+    // The third writes, the second hears of it, the first does not.
+    mesh.connect(1, 2);
+    mesh.write(2, "/late").unwrap();
+    mesh.settle_down();
+    assert!(mesh.sees(1, "/late"));
+    mesh.disconnect(1, 2);
+    assert!(matches!(
+        mesh.remove(0, 2, false),
+        Err(CommandError::Behind)
+    ));
+    assert!(mesh.devices[0].access().is_member(&mesh.id(2)));
+    // Once it has agreed with the second, all of that counts.
+    mesh.connect(0, 1);
+    mesh.remove(0, 2, false).unwrap();
+    mesh.settle_down();
+    assert!(mesh.sees(0, "/late") && mesh.sees(1, "/late"));
+    assert_eq!(mesh.devices[0].digest(), mesh.devices[1].digest());
+    assert!(!mesh.devices[1].access().is_member(&mesh.id(2)));
+}
+
+#[test]
+fn agreement_of_long_ago_does_not_count_but_force_does() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
+    mesh.connect(0, 1);
+    mesh.disconnect(0, 1);
+    for _ in 0..20 {
+        mesh.settle_down();
+    }
+    assert!(matches!(
+        mesh.remove(0, 2, false),
+        Err(CommandError::Behind)
+    ));
+    mesh.remove(0, 2, true).unwrap();
+    // With only itself and the lost one left there is nobody to ask.
+    mesh.remove(0, 1, false).unwrap();
+}
+
+#[test]
+fn who_came_by_the_words_seals_nothing_before_it_agrees_with_another() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Admin]);
+    let bytes: Vec<Bytes> = mesh.logs[2]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let keys = mesh.devices[2].keys.clone();
+    let space = mesh.devices[2].replica().space();
+    mesh.devices[2] = Device::open(mesh.now, setup(&keys, space, true), &bytes);
+    // The first removes the second; the third, fresh from an older door, does not know.
+    mesh.remove(0, 1, true).unwrap();
+    assert!(matches!(
+        mesh.write(2, "/early"),
+        Err(CommandError::Unsettled)
+    ));
+    assert!(matches!(
+        mesh.command(2, Command::Born(Vec::new())),
+        Err(CommandError::Unsettled)
+    ));
+    assert!(!mesh.settled.contains(&2));
+    mesh.connect(0, 2);
+    assert!(mesh.settled.contains(&2));
+    mesh.write(2, "/early").unwrap();
+    mesh.settle_down();
+    assert!(mesh.sees(0, "/early"));
+}
+
+#[test]
+fn last_device_by_the_words_may_remove_the_lost_ones_and_go_on() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Admin]);
+    let bytes: Vec<Bytes> = mesh.logs[1]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let keys = mesh.devices[1].keys.clone();
+    let space = mesh.devices[1].replica().space();
+    mesh.devices[1] = Device::open(mesh.now, setup(&keys, space, true), &bytes);
+    assert!(matches!(mesh.write(1, "/a"), Err(CommandError::Unsettled)));
+    let words = RootKeys::clone(&mesh.root);
+    let device = mesh.id(0);
+    let removal = |root| Removal {
+        device,
+        root,
+        force: true,
+    };
+    // An admin goes by the words only.
+    assert!(matches!(
+        mesh.command(1, Command::Remove(removal(None))),
+        Err(CommandError::Author(AuthorError::NotAllowed))
+    ));
+    mesh.command(1, Command::Remove(removal(Some(words))))
+        .unwrap();
+    mesh.write(1, "/a").unwrap();
+    assert!(mesh.sees(1, "/a"));
+}
+
+#[test]
+fn stolen_admin_is_removed_by_the_words() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Admin, Role::Member]);
+    mesh.connect(0, 1);
+    mesh.connect(0, 2);
+    let removal = Removal {
+        device: mesh.id(1),
+        root: Some(RootKeys::clone(&mesh.root)),
+        force: false,
+    };
+    assert!(!format!("{removal:?}").contains("RootKeys"));
+    mesh.command(0, Command::Remove(removal)).unwrap();
+    mesh.settle_down();
+    assert!(mesh.devices[2].access().removed.contains_key(&mesh.id(1)));
+    assert!(!mesh.links.contains(&(0, 1)), "it is cut off");
+    mesh.write(2, "/after").unwrap();
+    mesh.settle_down();
+    assert!(mesh.sees(0, "/after"));
+    assert!(!mesh.sees(1, "/after"));
+}
+
+#[test]
+fn objects_sealed_before_a_removal_are_not_named_after_it() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
+    mesh.connect(0, 1);
+    let secret = mesh.devices[0].replica().dedup_secrets().remove(0);
+    let link = ObjectLink {
+        digest: [9; 32],
+        key: BlockKey::new([3; 32]),
+        size: 9,
+    };
+    mesh.remove(0, 2, false).unwrap();
+    mesh.settle_down();
+    // Both the device that removed it and one that heard of it.
+    for place in 0..2 {
+        let stale = mesh.write_sealed(place, "/stale", link.clone(), secret.clone());
+        assert!(matches!(stale, Err(CommandError::KeysChanged)), "{place}");
+        assert!(!mesh.sees(place, "/stale"));
+        mesh.write(place, &format!("/fresh-{place}")).unwrap();
+    }
+}

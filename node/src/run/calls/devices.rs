@@ -1,0 +1,176 @@
+//! Tells how the device and the mesh are, and removes devices.
+
+use kith_core::device::{Command, CommandError, Removal};
+use kith_crdt::replica::SealState;
+use kith_object::id::DeviceId;
+use kith_object::key::Words;
+use kith_protocol::api::{self, Event, Failure, FailureKind, Spoken};
+
+use super::super::{Node, held};
+use super::describe::{device_name, role_name};
+use super::failure::{change_failure, store_failure};
+use super::told;
+use crate::local::Teller;
+
+impl Node {
+    pub(super) async fn status(&self, tell: &Teller) -> Result<(), Failure> {
+        let online = self.asker.is_online();
+        let addrs = held(&self.door).clone();
+        let traffic = held(&self.traffic).clone();
+        let store = self.store.clone();
+        let packs = tokio::task::spawn_blocking(move || store.usage()).await;
+        let (blocks, disk_bytes) = packs
+            .map_err(|error| {
+                Failure::new(FailureKind::Failed, "count what is stored").because(&error)
+            })?
+            .map_err(|error| store_failure("count what is stored".to_owned(), &error))?;
+        let mesh = self.identity.space;
+        let status = self
+            .look(move |device| {
+                let me = device.id();
+                let (digest, entries) = device.digest();
+                let access = device.access();
+                api::Status {
+                    mesh: mesh.to_string(),
+                    device: me.to_string(),
+                    name: device_name(device, &me),
+                    role: access.role(&me).map_or("removed", role_name).to_owned(),
+                    online,
+                    addrs,
+                    inside: device.own_addrs().to_vec(),
+                    devices: access.members.len() as u64,
+                    connected: device.peers().len() as u64,
+                    entries,
+                    digest: data_encoding::HEXLOWER.encode(&digest),
+                    tree: data_encoding::HEXLOWER.encode(&device.tree().fingerprint()),
+                    versions: device.tree().version_count() as u64,
+                    blocks,
+                    disk_bytes,
+                    conflicts: device.tree().conflicts().len() as u64,
+                    writable: device.is_settled()
+                        && matches!(device.replica().seal_state(), SealState::Ready(_)),
+                    read_only: match device.replica().seal_state() {
+                        SealState::Ready(_) if device.is_settled() => None,
+                        SealState::Ready(_) => Some(CommandError::Unsettled.to_string()),
+                        SealState::NeedsEpoch(why) => Some(why.to_string()),
+                    },
+                    traffic: traffic
+                        .iter()
+                        .map(|(peer, (received, sent))| api::Traffic {
+                            device: peer.to_string(),
+                            name: device_name(device, peer),
+                            received: *received,
+                            sent: *sent,
+                        })
+                        .collect(),
+                }
+            })
+            .await?;
+        told(tell, Event::Status(Box::new(status))).await
+    }
+
+    pub(super) async fn devices(&self, tell: &Teller) -> Result<(), Failure> {
+        let devices = self
+            .look(|device| {
+                let (me, peers) = (device.id(), device.peers().clone());
+                let access = device.access();
+                let present = access
+                    .members
+                    .iter()
+                    .map(|(id, member)| (*id, member.name.clone(), role_name(member.role), false));
+                let removed = access
+                    .removed
+                    .iter()
+                    .map(|(id, removed)| (*id, removed.name.clone(), "removed", true));
+                present
+                    .chain(removed)
+                    .map(|(id, name, role, removed)| api::Device {
+                        device: id.to_string(),
+                        name,
+                        role: role.to_owned(),
+                        this: id == me,
+                        connected: peers.contains(&id),
+                        removed,
+                    })
+                    .collect::<Vec<_>>()
+            })
+            .await?;
+        for device in devices {
+            told(tell, Event::Device(device)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn device_remove(
+        &self,
+        named: String,
+        words: Option<Spoken>,
+        force: bool,
+        tell: &Teller,
+    ) -> Result<(), Failure> {
+        let wanted = named.clone();
+        let (found, me) = self
+            .look(move |device| {
+                let matching: Vec<(DeviceId, String)> = device
+                    .access()
+                    .members
+                    .iter()
+                    .filter(|(id, member)| member.name == wanted || id.to_string() == wanted)
+                    .map(|(id, member)| (*id, member.name.clone()))
+                    .collect();
+                (matching, device.id())
+            })
+            .await?;
+        let what = format!("remove the device {named}");
+        let (id, name) = match found.as_slice() {
+            [one] => one.clone(),
+            [] => {
+                return Err(Failure::new(
+                    FailureKind::NotFound,
+                    format!("{what}: there is no such device in the mesh"),
+                )
+                .hint("see the devices with `kith devices`"));
+            }
+            _ => {
+                return Err(Failure::new(
+                    FailureKind::Usage,
+                    format!("{what}: several devices have that name"),
+                )
+                .hint("give its id, as `kith devices` shows it"));
+            }
+        };
+        let root = match words {
+            Some(words) => Some(
+                Words::parse(&words.0)
+                    .map_err(|error| {
+                        Failure::new(FailureKind::Usage, format!("{what}: read the 24 words"))
+                            .because(&error)
+                    })?
+                    .root(),
+            ),
+            None => None,
+        };
+        if !force && id != me {
+            // It may be about to agree with another device.
+            self.until(move |device| device.knows_lately(&id)).await?;
+        }
+        let removal = Removal {
+            device: id,
+            root,
+            force,
+        };
+        self.asker
+            .command(Command::Remove(removal))
+            .await
+            .map_err(|error| change_failure(what, error))?;
+        let device = api::Device {
+            device: id.to_string(),
+            name,
+            role: "removed".to_owned(),
+            this: id == me,
+            connected: false,
+            removed: true,
+        };
+        told(tell, Event::Device(device)).await
+    }
+}

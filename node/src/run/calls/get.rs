@@ -1,0 +1,235 @@
+//! Gets objects back by CID and path.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use kith_core::device::Device;
+use kith_crdt::names::TreePath;
+use kith_object::id::Cid;
+use kith_object::object::ObjectLink;
+use kith_object::seal::Opener;
+use kith_object::tree::FileKind;
+use kith_protocol::api::{self, Event, Failure, FailureKind, Name, What};
+
+use super::super::Node;
+use super::describe::device_name;
+use super::failure::{not_found, read_failure, restore_failure};
+use super::{CancelOnDrop, PROGRESS_EVERY, shown, told, tree_path};
+use crate::local::Teller;
+use crate::restore::{self, Item};
+use crate::source::{Keeper, ReadError, Source, Tally};
+
+/// Bytes of a file told at once.
+const DATA_BYTES: usize = 1 << 20;
+
+impl Node {
+    /// What is meant: a label for people, a name for the destination, and the item.
+    async fn find(&self, what: &What, wait: bool) -> Result<(String, Item), Failure> {
+        loop {
+            match self.find_now(what).await {
+                // What another device put may not be known here yet.
+                Err(failure)
+                    if wait && failure.kind == FailureKind::NotFound && self.asker.is_online() =>
+                {
+                    tokio::time::sleep(PROGRESS_EVERY).await;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn find_now(&self, what: &What) -> Result<(String, Item), Failure> {
+        match what {
+            What::Cid(text) => {
+                let cid: Cid = text.parse().map_err(|error| {
+                    Failure::new(FailureKind::Usage, format!("understand the CID {text}"))
+                        .because(&error)
+                })?;
+                let found = self.look(move |device| device.tree().link_of(&cid)).await?;
+                let link = found.ok_or_else(|| {
+                    Failure::new(FailureKind::NotFound, format!("open {cid}: no version this device knows has that root"))
+                        .hint("if it was put on another device just now, let the two connect (`kith status`) and try again")
+                })?;
+                Ok((cid.to_string(), Item::Root { link }))
+            }
+            What::Path(name) => {
+                let path = tree_path(name)?;
+                let label = shown(&path);
+                let item = {
+                    let path = path.clone();
+                    self.look(move |device| item_at(device, &path)).await?
+                };
+                item.map(|item| (label, item))
+                    .ok_or_else(|| not_found(&path))
+            }
+        }
+    }
+
+    async fn source(&self, wait: bool) -> Result<Source, Failure> {
+        let secrets = self.look(|device| device.replica().dedup_secrets()).await?;
+        Ok(Source {
+            store: self.store.clone(),
+            asker: self.asker.clone(),
+            opener: Opener::new(secrets),
+            wait,
+            tally: Arc::new(Tally::default()),
+            keeper: Keeper::start(self.store.clone(), self.asker.clone()),
+        })
+    }
+
+    pub(super) async fn get(
+        &self,
+        what: What,
+        dest: Name,
+        force: bool,
+        wait: bool,
+        tell: &Teller,
+    ) -> Result<(), Failure> {
+        let (label, item) = self.find(&what, wait).await?;
+        let source = self.source(wait).await?;
+        let tally = source.tally.clone();
+        let _cancel = CancelOnDrop({
+            let tally = tally.clone();
+            move || tally.cancelled.store(true, Ordering::Relaxed)
+        });
+        let root = root_of(&item).map(|link| link.cid().to_string());
+        let path = PathBuf::from(OsStr::from_bytes(&dest.0));
+        let mut task =
+            tokio::task::spawn_blocking(move || restore::restore(&source, item, &path, force));
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        let outcome = loop {
+            tokio::select! {
+                done = &mut task => break done,
+                _ = ticks.tick() => {
+                    let (bytes, files) = (tally.bytes.load(Ordering::Relaxed), tally.files.load(Ordering::Relaxed));
+                    let _ = tell.try_send((Event::Progress { bytes, total: None, files }, Bytes::new()));
+                }
+            }
+        };
+        let what = || format!("get {label} into {}", dest.lossy());
+        outcome
+            .map_err(|error| Failure::new(FailureKind::Failed, what()).because(&error))?
+            .map_err(|error| restore_failure(what(), &error, self.asker.is_online()))?;
+        let from = tally.from();
+        let from = self
+            .look(move |device| {
+                from.iter()
+                    .map(|(id, bytes)| api::FromDevice {
+                        device: id.to_string(),
+                        name: device_name(device, id),
+                        bytes: *bytes,
+                    })
+                    .collect()
+            })
+            .await?;
+        let (size, files) = (
+            tally.bytes.load(Ordering::Relaxed),
+            tally.files.load(Ordering::Relaxed),
+        );
+        told(
+            tell,
+            Event::Got {
+                cid: root,
+                dest,
+                size,
+                files,
+                from,
+            },
+        )
+        .await
+    }
+
+    pub(super) async fn cat(&self, what: What, wait: bool, tell: &Teller) -> Result<(), Failure> {
+        let (label, item) = self.find(&what, wait).await?;
+        let what = || format!("print {label}");
+        let link = match &item {
+            Item::Leaf {
+                kind: FileKind::File,
+                link,
+                ..
+            }
+            | Item::Root { link } => link.clone(),
+            _ => {
+                return Err(
+                    Failure::new(FailureKind::Usage, format!("{}: it is no file", what()))
+                        .hint("list a folder with `kith ls`, restore it with `kith get`"),
+                );
+            }
+        };
+        let source = self.source(wait).await?;
+        let tally = source.tally.clone();
+        let _cancel = CancelOnDrop(move || tally.cancelled.store(true, Ordering::Relaxed));
+        let out = tell.clone();
+        let is_root = matches!(item, Item::Root { .. });
+        let read = tokio::task::spawn_blocking(move || {
+            if is_root && source.first_kind(&link)? == Some(kith_object::seal::Kind::Tree) {
+                return Ok(false);
+            }
+            source.read(&link, &mut |data| {
+                for part in data.chunks(DATA_BYTES) {
+                    let part = data.slice_ref(part);
+                    let event = Event::Data {
+                        len: part.len() as u64,
+                    };
+                    out.blocking_send((event, part))
+                        .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+                }
+                Ok(())
+            })?;
+            Ok(true)
+        });
+        let read: Result<bool, ReadError> = read
+            .await
+            .map_err(|error| Failure::new(FailureKind::Failed, what()).because(&error))?;
+        match read {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::new(
+                FailureKind::Usage,
+                format!("{}: it is a folder", what()),
+            )
+            .hint("restore it with `kith get`")),
+            Err(error) => Err(read_failure(what(), &error, self.asker.is_online())),
+        }
+    }
+}
+
+/// What the tree shows at a path, with all below it.
+fn item_at(device: &Device, path: &TreePath) -> Option<Item> {
+    let node = device.tree().resolve(path)?;
+    match (node.kind, node.link) {
+        (FileKind::Folder, _) => {
+            let children = device.tree().list(path)?;
+            let mut items = Vec::new();
+            for child in children {
+                let below = path.child(&child.name).ok()?;
+                if let Some(item) = item_at(device, &below) {
+                    items.push((child.name, item));
+                }
+            }
+            Some(Item::Folder {
+                mode: node.mode,
+                mtime_ms: node.mtime_ms,
+                children: items,
+            })
+        }
+        (kind, Some(link)) => Some(Item::Leaf {
+            kind,
+            link,
+            mode: node.mode,
+            mtime_ms: node.mtime_ms,
+        }),
+        (_, None) => None,
+    }
+}
+
+fn root_of(item: &Item) -> Option<&ObjectLink> {
+    match item {
+        Item::Leaf { link, .. } | Item::Snapshot { link, .. } | Item::Root { link } => Some(link),
+        Item::Folder { .. } => None,
+    }
+}
