@@ -162,7 +162,7 @@ pub struct Removal {
     /// Which.
     pub device: DeviceId,
     /// The keys of the words, which may remove an admin.
-    pub root: Option<RootKeys>,
+    pub root: Option<Box<RootKeys>>,
     /// Even though this device may not know all that the other has written, so that the rest will not count.
     pub force: bool,
 }

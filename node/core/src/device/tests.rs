@@ -348,7 +348,7 @@ fn last_device_by_the_words_may_remove_the_lost_ones_and_go_on() {
     let space = mesh.devices[1].replica().space();
     mesh.devices[1] = Device::open(mesh.now, setup(&keys, space, true), &bytes);
     assert!(matches!(mesh.write(1, "/a"), Err(CommandError::Unsettled)));
-    let words = RootKeys::clone(&mesh.root);
+    let words = Box::new(RootKeys::clone(&mesh.root));
     let device = mesh.id(0);
     let removal = |root| Removal {
         device,
@@ -373,7 +373,7 @@ fn stolen_admin_is_removed_by_the_words() {
     mesh.connect(0, 2);
     let removal = Removal {
         device: mesh.id(1),
-        root: Some(RootKeys::clone(&mesh.root)),
+        root: Some(Box::new(RootKeys::clone(&mesh.root))),
         force: false,
     };
     assert!(!format!("{removal:?}").contains("RootKeys"));

@@ -140,14 +140,14 @@ impl Node {
             }
         };
         let root = match words {
-            Some(words) => Some(
+            Some(words) => Some(Box::new(
                 Words::parse(&words.0)
                     .map_err(|error| {
                         Failure::new(FailureKind::Usage, format!("{what}: read the 24 words"))
                             .because(&error)
                     })?
                     .root(),
-            ),
+            )),
             None => None,
         };
         if !force && id != me {
