@@ -41,6 +41,8 @@ pub(crate) enum Arrival {
     Held { cid: Cid },
     /// Nobody within reach has it now.
     Unavailable { cid: Cid },
+    /// A device came that may have it.
+    Sought { cid: Cid },
 }
 
 /// Why an object was not read.
@@ -302,6 +304,7 @@ impl Source {
                     fetching.wanted.remove(&cid);
                     fetching.came(&cid);
                 }
+                Arrival::Sought { cid } => fetching.came(&cid),
                 Arrival::Unavailable { cid } => {
                     if fetching.wanted.contains(&cid) {
                         fetching.lacking.insert(cid);

@@ -140,8 +140,15 @@ pub enum Effect {
         cid: Cid,
     },
     /// Every connected peer said that it lacks this block, or said nothing. The want stays: it is asked of peers that come, and of all
-    /// again from time to time. Said once for each want of a request.
+    /// again from time to time. Said once for each want of a request, and anew after [`Effect::Sought`].
     Unavailable {
+        /// Who waits for it.
+        request: u64,
+        /// Which block.
+        cid: Cid,
+    },
+    /// A block that was said to be unavailable may be had after all: a peer came, or says that it has it.
+    Sought {
         /// Who waits for it.
         request: u64,
         /// Which block.

@@ -803,7 +803,10 @@ impl World {
                     self.advance(device, number);
                 }
             }
-            Effect::Unavailable { .. } | Effect::KeepBook(_) | Effect::Settled => {}
+            Effect::Unavailable { .. }
+            | Effect::Sought { .. }
+            | Effect::KeepBook(_)
+            | Effect::Settled => {}
             Effect::Provide(key) => {
                 self.providers.entry(key).or_default().insert(device);
             }

@@ -294,6 +294,13 @@ pub enum Effect {
         /// Which.
         cid: Cid,
     },
+    /// There is hope again for one that was unavailable: a device came that may have it.
+    Sought {
+        /// The fetch.
+        request: u64,
+        /// Which.
+        cid: Cid,
+    },
     /// Say in the DHT that this device provides something.
     Provide([u8; 32]),
     /// Look in the DHT for who provides something.
@@ -1162,6 +1169,9 @@ impl Device {
                         self.effects.push_back(Effect::FindProviders(key));
                     }
                     self.effects.push_back(Effect::Unavailable { request, cid });
+                }
+                exchange::Effect::Sought { request, cid } => {
+                    self.effects.push_back(Effect::Sought { request, cid });
                 }
                 exchange::Effect::Held { requests, cid } => {
                     self.sought.remove(&cid);

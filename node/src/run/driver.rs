@@ -390,6 +390,11 @@ impl Driver {
                         let _ = to.send(Arrival::Unavailable { cid });
                     }
                 }
+                Effect::Sought { request, cid } => {
+                    if let Some(to) = self.fetches.get(&request) {
+                        let _ = to.send(Arrival::Sought { cid });
+                    }
+                }
                 Effect::Done { request, outcome } => {
                     if let Some(answer) = self.commands.remove(&request) {
                         let _ = answer.send(outcome.map_err(CommandFailure::from));

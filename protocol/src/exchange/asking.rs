@@ -209,7 +209,7 @@ impl Asking {
             }
         }
         for id in idle {
-            self.place(now, id, out);
+            self.place_again(now, id, out);
         }
         self.ready.insert(peer);
     }
@@ -342,7 +342,7 @@ impl Asking {
         let stalled = source.is_stalled();
         let turned_warm = source.promised();
         match want.state {
-            State::Idle(_) if !stalled => self.place(now, id, out),
+            State::Idle(_) if !stalled => self.place_again(now, id, out),
             State::Spread if !stalled => {
                 source.todo.insert((want.order, id));
             }

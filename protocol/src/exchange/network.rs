@@ -283,6 +283,16 @@ impl Network {
             Effect::Unavailable { request, cid } => {
                 self.nodes[node].unavailable.push((request, cid))
             }
+            Effect::Sought { request, cid } => {
+                let told = &mut self.nodes[node].unavailable;
+                let before = told.len();
+                told.retain(|known| *known != (request, cid));
+                assert_eq!(
+                    told.len() + 1,
+                    before,
+                    "said of what was told to be unavailable"
+                );
+            }
             Effect::Refused { cid, reason, .. } => self.nodes[node].refused.push((cid, reason)),
             Effect::Disconnect { peer, reason } => {
                 self.nodes[node].cut.push((peer, reason));

@@ -288,7 +288,11 @@ fn what_nobody_has_is_said_once_and_fetched_when_it_comes() {
         network.nodes[0].got.contains_key(&blocks[1].0)
     }));
     network.run_until(200_000, |_| false);
-    assert_eq!(network.nodes[0].unavailable.len(), 3, "said once each");
+    assert_eq!(
+        network.nodes[0].unavailable,
+        [(5, blocks[2].0)],
+        "the third is still lacking, and was said once"
+    );
     assert_eq!(network.nodes[0].exchange.stats().duplicates, 0);
     assert_eq!(network.nodes[0].exchange.wants_len(), 1);
     // A newcomer is asked at once.
@@ -301,6 +305,10 @@ fn what_nobody_has_is_said_once_and_fetched_when_it_comes() {
     );
     late.nodes[1].store = blocks.iter().cloned().collect();
     late.connect(0, 1, 1000, 10_000);
+    assert!(
+        late.nodes[0].unavailable.is_empty(),
+        "a peer that comes is hope, before it has sent anything"
+    );
     assert!(late.run_until(100, |network| network.has_all(0, &blocks)));
 }
 
@@ -1028,6 +1036,7 @@ proptest! {
         let mut loads: Vec<(DeviceId, Cid, bool)> = Vec::new();
         let mut unflushed: Vec<(DeviceId, usize)> = Vec::new();
         let mut waiting: BTreeSet<(u64, Cid)> = BTreeSet::new();
+        let mut lacking: BTreeSet<(u64, Cid)> = BTreeSet::new();
         for step in steps {
             let hear = |peer: u8, message: Message| Input::Message { peer: device(peer.into()), bytes: message.encode().into_bytes() };
             let input = match step {
@@ -1113,7 +1122,11 @@ proptest! {
                             prop_assert!(waiting.remove(&(request, cid)));
                         }
                     }
-                    Effect::Unavailable { request, cid } => prop_assert!(waiting.contains(&(request, cid))),
+                    Effect::Unavailable { request, cid } => {
+                        prop_assert!(waiting.contains(&(request, cid)));
+                        prop_assert!(lacking.insert((request, cid)), "said once");
+                    }
+                    Effect::Sought { request, cid } => prop_assert!(lacking.remove(&(request, cid)), "said of what was told to be unavailable"),
                     Effect::Refused { .. } => prop_assert!(false, "all these can be checked"),
                     Effect::Disconnect { peer, .. } => {
                         loads.retain(|(other, _, _)| *other != peer);
@@ -1121,6 +1134,7 @@ proptest! {
                     }
                 }
             }
+            lacking.retain(|known| waiting.contains(known));
             let wanted: BTreeSet<Cid> = waiting.iter().map(|(_, cid)| *cid).collect();
             prop_assert_eq!(exchange.wants_len(), wanted.len(), "nothing wanted is forgotten");
         }

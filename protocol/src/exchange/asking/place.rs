@@ -99,6 +99,20 @@ impl Asking {
         }
     }
 
+    /// Places an idle want of which there is news. Whoever was told that nobody has it learns that there is hope.
+    pub(super) fn place_again(&mut self, now: Time, id: u64, out: &mut Outbox) {
+        let want = self.wants.get_mut(&id).expect("the caller found it");
+        if mem::take(&mut want.reported) {
+            for request in &want.requests {
+                out.effects.push_back(Effect::Sought {
+                    request: *request,
+                    cid: want.cid,
+                });
+            }
+        }
+        self.place(now, id, out);
+    }
+
     /// Places a spread want anew if nothing leads on from where it is.
     pub(super) fn place_if_stranded(&mut self, now: Time, id: u64, out: &mut Outbox) {
         let Some(want) = self.wants.get(&id) else {
