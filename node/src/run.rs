@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use kith_core::device::{Command, Device, Setup};
+use kith_core::device::{Command, Setup, Waking};
 use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica};
-use kith_object::id::{DeviceId, EntryId, SpaceId};
+use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
 use tokio::task::JoinHandle;
@@ -251,13 +251,20 @@ impl Node {
                 if report != kith_object::store::RecoveryReport::default() {
                     tracing::warn!(?report, "the store was mended while it was opened");
                 }
-                let mut entries = Vec::new();
+                let setup = Setup {
+                    keys: identity.keys.clone(),
+                    space: identity.space,
+                    seed: rng.bytes(),
+                    unsettled: home.path().join(UNSETTLED_FILE).exists(),
+                    spread_entries: true,
+                    anti_entropy: true,
+                };
+                let mut waking = Waking::new(now(), setup);
                 let mut offsets = BTreeMap::new();
-                let (log, report) = open_log(&home, |offset, bytes| {
-                    if let Some(id) = entry_id(&bytes) {
+                let (log, report) = open_log(&home, |offset, record| {
+                    if let Some(id) = waking.record(&record) {
                         offsets.insert(id, offset);
                     }
-                    entries.push(bytes);
                 })?;
                 if !report.damaged.is_empty() {
                     tracing::error!(
@@ -265,16 +272,9 @@ impl Node {
                         "entries in the log are damaged; others are asked for them"
                     );
                 }
-                let setup = Setup {
-                    keys: identity.keys.clone(),
-                    space: identity.space,
-                    seed: rng.bytes(),
-                    log_is_damaged: !report.damaged.is_empty(),
-                    unsettled: home.path().join(UNSETTLED_FILE).exists(),
-                    spread_entries: true,
-                    anti_entropy: true,
-                };
-                let mut device = Device::open(now(), setup, &entries);
+                let mut device = waking.finish(!report.damaged.is_empty(), |id| {
+                    log.read(*offsets.get(id)?).ok()
+                });
                 if device.access().root.is_none() {
                     return Err(NodeError::NoGenesis);
                 }
@@ -483,10 +483,6 @@ fn open_log(
 ) -> Result<(Log<RealDisk>, LogReport), NodeError> {
     let disk = store::open_logs(home.path()).map_err(NodeError::Store)?;
     Log::open_each(disk, LOG, each).map_err(NodeError::Log)
-}
-
-fn entry_id(bytes: &[u8]) -> Option<EntryId> {
-    Entry::decode(bytes).ok().map(|entry| entry.id())
 }
 
 fn book_keeper(home: Home, keys: DeviceKeys) -> Box<dyn Fn(Bytes) + Send> {

@@ -462,7 +462,6 @@ impl World {
             space,
             seed: slot.seed.bytes(),
             spread_entries: rules.spread_entries,
-            log_is_damaged: false,
             unsettled: false,
             anti_entropy: rules.anti_entropy,
         };

@@ -2,6 +2,11 @@
 //!
 //! Spec: `protocol/spec/device.md`, "Shell".
 
+mod waking;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
@@ -21,6 +26,8 @@ use crate::book::Book;
 use crate::group;
 use crate::policy::Policy;
 
+pub use waking::Waking;
+
 /// How a device is set up.
 #[derive(Debug)]
 pub struct Setup {
@@ -32,8 +39,6 @@ pub struct Setup {
     pub seed: [u8; 32],
     /// Whether new entries are sent at once by gossip. The walk finds them without it.
     pub spread_entries: bool,
-    /// Whether places of the log are damaged, so that what is missing in it may have been there.
-    pub log_is_damaged: bool,
     /// Whether it came in by the words and has agreed with no other device since: it seals nothing before it has.
     pub unsettled: bool,
     /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
@@ -343,6 +348,11 @@ pub struct Device {
     epoch_due: Option<Time>,
     /// As [`Setup::unsettled`].
     unsettled: bool,
+    /// Entries that the replica asked to see again, not read yet; and whether some are being read.
+    replay: VecDeque<EntryId>,
+    replaying: bool,
+    /// Lengths of address books on the way to each device.
+    books_under_way: BTreeMap<DeviceId, Vec<usize>>,
     /// Looked for in the DHT, to look once per fetch.
     sought: BTreeSet<Cid>,
     effects: VecDeque<Effect>,
@@ -369,17 +379,33 @@ const EPOCH_DUTY_PAUSE: Span = Span::from_secs(60);
 const AGREED_LATELY: Span = Span::from_secs(600);
 /// Marks entries that the replica asked to see again.
 const REPLAY_TOKEN: u64 = u64::MAX;
+/// Most of them read at once; each has up to a megabyte.
+const REPLAY_AT_ONCE: usize = 16;
+/// Most address books on the way to one device.
+const BOOKS_UNDER_WAY_MAX: usize = 64;
 /// Most roots of one command that are announced; the folder's own root comes first.
 const PROVIDED_MAX: usize = 64;
 /// Most CIDs looked for in the DHT at once.
 const SOUGHT_MAX: usize = 64;
 
 impl Device {
-    /// Wakes a device from its log. Entries that are damaged or do not belong are skipped; they come back from others.
+    /// Wakes a device from a log that is in memory; [`Waking`] reads one that is not.
     pub fn open(now: Time, setup: Setup, log: &[Bytes]) -> Self {
+        let mut waking = Waking::new(now, setup);
+        let mut records = BTreeMap::new();
+        for record in log {
+            if let Some(id) = waking.record(record) {
+                records.insert(id, record);
+            }
+        }
+        waking.finish(false, |id| records.get(id).map(|record| (*record).clone()))
+    }
+
+    /// A device that knows nothing of its mesh yet.
+    fn asleep(now: Time, setup: Setup) -> Self {
         let mut rng = Rng::from_seed(setup.seed);
         let me = setup.keys.id();
-        let mut device = Self {
+        Self {
             me,
             now,
             anti_entropy: setup.anti_entropy,
@@ -396,52 +422,14 @@ impl Device {
             waiting: VecDeque::new(),
             epoch_due: None,
             unsettled: setup.unsettled,
+            replay: VecDeque::new(),
+            replaying: false,
+            books_under_way: BTreeMap::new(),
             sought: BTreeSet::new(),
             effects: VecDeque::new(),
             keys: setup.keys,
             rng,
-        };
-        let mut ids = BTreeMap::new();
-        let mut in_order = Vec::new();
-        for bytes in group::finished(log, setup.log_is_damaged) {
-            match Entry::decode(bytes) {
-                Ok(entry) => {
-                    ids.insert(entry.id(), bytes);
-                    in_order.push((entry.id(), bytes));
-                    device.remember_access(&entry, bytes);
-                    device.replica.restore(entry);
-                }
-                Err(error) => tracing::debug!(%error, "entry of the log skipped"),
-            }
         }
-        // One damaged record makes all that follow it in its chain wait; more than may wait are fed again once what came later has healed it.
-        loop {
-            let before = device.replica.stats().entries;
-            for (id, bytes) in &in_order {
-                if !device.replica.contains(id)
-                    && let Ok(entry) = Entry::decode(bytes)
-                {
-                    device.replica.restore(entry);
-                }
-            }
-            if device.replica.stats().entries == before {
-                break;
-            }
-        }
-        loop {
-            let replay = device.replica.take_replay();
-            if replay.is_empty() {
-                break;
-            }
-            for id in replay {
-                if let Some(Ok(entry)) = ids.get(&id).map(|bytes| Entry::decode(bytes)) {
-                    device.replica.restore(entry);
-                }
-            }
-        }
-        device.draw_consequences();
-        device.settle();
-        device
     }
 
     /// Advances the machine; `now` may stand still or fall, as clocks do, and then counts as the last one.
@@ -459,6 +447,7 @@ impl Device {
                 Channel::Bitswap => self
                     .exchange
                     .handle(self.now, exchange::Input::Flushed { peer, len }),
+                Channel::Sync if self.was_book(&peer, len) => {}
                 Channel::Sync => {
                     // The kind byte before each message is not the gossip machine's.
                     let len = len.saturating_sub(1);
@@ -494,6 +483,7 @@ impl Device {
                 token: REPLAY_TOKEN,
                 entries,
             } => {
+                self.replaying = false;
                 for (_, bytes) in entries {
                     if let Ok(entry) = Entry::decode(&bytes) {
                         self.replica.restore(entry);
@@ -668,6 +658,7 @@ impl Device {
             return;
         }
         self.book.met(self.now, &peer);
+        self.books_under_way.remove(&peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerDown(peer));
         self.gossip.handle(self.now, gossip::Input::PeerDown(peer));
@@ -944,14 +935,22 @@ impl Device {
                 self.hold(Waiting::Spread(key, bytes));
             }
         }
-        let replay = self.replica.take_replay();
-        if !replay.is_empty() {
-            self.effects.push_back(Effect::LoadEntries {
-                token: REPLAY_TOKEN,
-                ids: replay,
-            });
-        }
+        self.replay.extend(self.replica.take_replay());
+        self.read_replay();
         self.draw_consequences();
+    }
+
+    /// Has the next entries read that the replica asked to see again, a few at a time.
+    fn read_replay(&mut self) {
+        if self.replaying || self.replay.is_empty() {
+            return;
+        }
+        self.replaying = true;
+        let few = self.replay.len().min(REPLAY_AT_ONCE);
+        self.effects.push_back(Effect::LoadEntries {
+            token: REPLAY_TOKEN,
+            ids: self.replay.drain(..few).collect(),
+        });
     }
 
     fn draw_consequences(&mut self) {
@@ -1199,11 +1198,29 @@ impl Device {
 
     fn send_book(&mut self, peer: DeviceId) {
         let bytes = prefixed(KIND_BOOK, &self.book.encode(&self.me, &self.own_addrs));
+        let under_way = self.books_under_way.entry(peer).or_default();
+        if under_way.len() >= BOOKS_UNDER_WAY_MAX {
+            // It reads nothing; what it misses it is told when it comes back.
+            return;
+        }
+        under_way.push(bytes.len());
         self.effects.push_back(Effect::Send {
             peer,
             channel: Channel::Sync,
             bytes,
         });
+    }
+
+    /// Whether what was written to a device was an address book; if not, it was the gossip machine's.
+    fn was_book(&mut self, peer: &DeviceId, len: usize) -> bool {
+        let Some(under_way) = self.books_under_way.get_mut(peer) else {
+            return false;
+        };
+        let found = under_way.iter().position(|book| *book == len);
+        if let Some(place) = found {
+            under_way.swap_remove(place);
+        }
+        found.is_some()
     }
 
     /// Tells everyone connected what changed in the address book, but whom it came from; and has it kept.
@@ -1228,6 +1245,3 @@ fn prefixed(kind: u8, bytes: &[u8]) -> Bytes {
     out.put_slice(bytes);
     out.freeze()
 }
-
-#[cfg(test)]
-mod tests;

@@ -35,7 +35,6 @@ fn setup(keys: &DeviceKeys, space: SpaceId, unsettled: bool) -> Setup {
         space,
         seed: keys.id().0,
         spread_entries: true,
-        log_is_damaged: false,
         unsettled,
         anti_entropy: true,
     }
