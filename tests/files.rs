@@ -878,3 +878,26 @@ fn full_disk_is_a_clear_error_and_loses_nothing() {
         assert!(device.cat(path) == *bytes);
     }
 }
+
+#[test]
+fn mesh_whose_words_nobody_saw_is_not_made() {
+    let place = Place::new(env!("CARGO_BIN_EXE_kith"));
+    let device = place.device("first");
+    // What the words should be shown on takes nothing.
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut command = device.command(["init", "--name", "first"]);
+    let ended = command.stdout(full).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(ended.code(), Some(1));
+    device.fails(1, ["status"]);
+    // The next try is the first.
+    assert_eq!(
+        text(&device.ok(["init", "--name", "first"]).last(), "words")
+            .split(' ')
+            .count(),
+        24
+    );
+    device.ok(["status"]);
+}

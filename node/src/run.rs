@@ -73,6 +73,9 @@ pub enum NodeError {
     /// The first entries cannot be written as asked.
     #[error("found the mesh")]
     Author(#[source] AuthorError),
+    /// The words were not shown; nothing was made.
+    #[error("show the 24 words; nothing was made")]
+    Words(#[source] std::io::Error),
     /// The network.
     #[error("start the network")]
     Net(#[source] net::StartError),
@@ -145,11 +148,16 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes a new mesh with its first device in an empty home.
+    /// Makes a new mesh with its first device in an empty home. It comes to be once `show` has shown the words: a mesh whose words nobody saw could
+    /// not be brought back.
     ///
     /// # Errors
     /// [`NodeError`].
-    pub async fn create(home: &Home, name: &str) -> Result<Created, NodeError> {
+    pub async fn create(
+        home: &Home,
+        name: &str,
+        show: impl FnOnce(&Created) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), NodeError> {
         let (home, name) = (home.clone(), name.to_owned());
         blocking(move || {
             let mut rng = fresh_rng();
@@ -167,13 +175,15 @@ impl Node {
                 keys,
                 door: Secret::generate(&mut rng),
             };
-            home.write_identity(&identity)?;
-            drop(lock);
-            Ok(Created {
+            let created = Created {
                 mesh: identity.space,
                 device: identity.keys.id(),
                 words,
-            })
+            };
+            show(&created).map_err(NodeError::Words)?;
+            home.write_identity(&identity)?;
+            drop(lock);
+            Ok(())
         })
         .await
     }

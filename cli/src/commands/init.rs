@@ -1,7 +1,7 @@
 //! `kith init`.
 
 use kith_node::config::Home;
-use kith_node::run::Node;
+use kith_node::run::{Created, Node};
 use kith_protocol::api::{Failure, FailureKind};
 use kith_protocol::pairing::DeviceName;
 
@@ -11,20 +11,24 @@ use crate::failure::CommandError;
 use crate::output::Output;
 use crate::session::node_failure;
 
-pub(crate) async fn run(
-    home: Home,
-    args: InitArgs,
-    output: &mut Output,
-) -> Result<(), CommandError> {
+pub(crate) async fn run(home: Home, args: InitArgs, output: &Output) -> Result<(), CommandError> {
     let name = args.name.unwrap_or_else(host_name);
     DeviceName::new(&name).map_err(|error| {
         Failure::new(FailureKind::Usage, format!("call this device {name:?}"))
             .because(&error)
             .hint("choose another name with --name")
     })?;
-    let made = Node::create(&home, &name)
-        .await
-        .map_err(|error| node_failure(&home, &error))?;
+    let mut words_out = Output::new(output.is_json());
+    let called = name.clone();
+    Node::create(&home, &name, move |made| {
+        show(made, &called, &mut words_out)
+    })
+    .await
+    .map_err(|error| node_failure(&home, &error))?;
+    Ok(())
+}
+
+fn show(made: &Created, name: &str, output: &mut Output) -> std::io::Result<()> {
     let words = made.words.phrase();
     let value = serde_json::json!({
         "event": "init",
@@ -40,8 +44,7 @@ pub(crate) async fn run(
             made.device,
             in_columns(&words),
         )
-    })?;
-    Ok(())
+    })
 }
 
 fn in_columns(words: &str) -> String {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use kith_core::device::Device;
-use kith_crdt::names::TreePath;
+use kith_crdt::names::{PathError, TreePath};
 use kith_object::id::Cid;
 use kith_object::object::ObjectLink;
 use kith_object::seal::Opener;
@@ -29,14 +29,25 @@ const DATA_BYTES: usize = 1 << 20;
 
 impl Node {
     /// What is meant: a label for people, a name for the destination, and the item.
-    async fn find(&self, what: &What, wait: bool) -> Result<(String, Item), Failure> {
+    async fn find(
+        &self,
+        what: &What,
+        wait: bool,
+        tell: &Teller,
+    ) -> Result<(String, Item), Failure> {
         loop {
             match self.find_now(what).await {
                 // What another device put may not be known here yet.
                 Err(failure)
                     if wait && failure.kind == FailureKind::NotFound && self.asker.is_online() =>
                 {
-                    tokio::time::sleep(PROGRESS_EVERY).await;
+                    // Nobody waits any more once the client has gone.
+                    if tokio::time::timeout(PROGRESS_EVERY, tell.closed())
+                        .await
+                        .is_ok()
+                    {
+                        return Err(failure);
+                    }
                 }
                 found => return found,
             }
@@ -64,6 +75,16 @@ impl Node {
                     let path = path.clone();
                     self.look(move |device| item_at(device, &path)).await?
                 };
+                let item = item.map_err(|error| {
+                    Failure::new(
+                        FailureKind::Usage,
+                        format!("open {label}: a path below it is too long"),
+                    )
+                    .because(&error)
+                    .hint(
+                        "get the folders in it one by one, by CID, or move them up with `kith mv`",
+                    )
+                })?;
                 item.map(|item| (label, item))
                     .ok_or_else(|| not_found(&path))
             }
@@ -90,7 +111,7 @@ impl Node {
         wait: bool,
         tell: &Teller,
     ) -> Result<(), Failure> {
-        let (label, item) = self.find(&what, wait).await?;
+        let (label, item) = self.find(&what, wait, tell).await?;
         let source = self.source(wait).await?;
         let tally = source.tally.clone();
         let _cancel = CancelOnDrop({
@@ -145,7 +166,7 @@ impl Node {
     }
 
     pub(super) async fn cat(&self, what: What, wait: bool, tell: &Teller) -> Result<(), Failure> {
-        let (label, item) = self.find(&what, wait).await?;
+        let (label, item) = self.find(&what, wait, tell).await?;
         let what = || format!("print {label}");
         let link = match &item {
             Item::Leaf {
@@ -199,15 +220,16 @@ impl Node {
 }
 
 /// What the tree shows at a path, with all below it.
-fn item_at(device: &Device, path: &TreePath) -> Option<Item> {
-    let node = device.tree().resolve(path)?;
-    match (node.kind, node.link) {
+fn item_at(device: &Device, path: &TreePath) -> Result<Option<Item>, PathError> {
+    let Some(node) = device.tree().resolve(path) else {
+        return Ok(None);
+    };
+    let item = match (node.kind, node.link) {
         (FileKind::Folder, _) => {
-            let children = device.tree().list(path)?;
             let mut items = Vec::new();
-            for child in children {
-                let below = path.child(&child.name).ok()?;
-                if let Some(item) = item_at(device, &below) {
+            for child in device.tree().list(path).unwrap_or_default() {
+                let below = path.child(&child.name)?;
+                if let Some(item) = item_at(device, &below)? {
                     items.push((child.name, item));
                 }
             }
@@ -224,7 +246,8 @@ fn item_at(device: &Device, path: &TreePath) -> Option<Item> {
             mtime_ms: node.mtime_ms,
         }),
         (_, None) => None,
-    }
+    };
+    Ok(item)
 }
 
 fn root_of(item: &Item) -> Option<&ObjectLink> {
