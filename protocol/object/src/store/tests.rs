@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
@@ -5,6 +6,8 @@ use crate as object;
 use crate::disk::{Crash, Fault, SimDisk};
 use crate::index::MemIndex;
 use crate::key::Rng;
+use crate::pack::Class;
+use crate::time::Time;
 
 #[path = "conformance.rs"]
 mod conformance;

@@ -1,0 +1,258 @@
+//! Making what was put last, and giving full packs their footers and names.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::open_pack::{Finish, PackFile, SealedPack};
+use super::{Born, PACK_IDLE, Store, StoreError, closed_name};
+use crate::disk::{Disk, lock};
+use crate::id::PackId;
+use crate::index::{Index, PackInfo};
+use crate::pack::Class;
+use crate::time::Time;
+
+/// What one commit syncs.
+struct Batch {
+    written: u64,
+    open: Vec<(Class, Arc<PackFile>, u64)>,
+    sealed: Vec<SealedPack>,
+    names_new: bool,
+}
+
+impl<D: Disk, I: Index> Store<D, I> {
+    /// Returns once every block put before would outlast a power cut. Callers on many threads share one sync.
+    ///
+    /// # Errors
+    /// [`StoreError::Sync`], [`StoreError::Broken`]: then nothing is known of the blocks put since the last flush.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let wanted = lock(&self.writer).written;
+        self.group.reach(wanted, || self.commit())
+    }
+
+    /// Closes all open packs, and returns once they last and the index knows them.
+    ///
+    /// # Errors
+    /// As [`Store::flush`]; also [`StoreError::Write`] and [`StoreError::Index`] if a pack could not be finished: its blocks last all the same.
+    pub fn close_packs(&self) -> Result<(), StoreError> {
+        {
+            let mut state = lock(&self.writer);
+            for class in Class::ALL {
+                if state.has_blocks(class) {
+                    state.seal(class);
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Closes packs that got no block for [`PACK_IDLE`] and finishes full ones; call it every few seconds.
+    ///
+    /// # Errors
+    /// As [`Store::close_packs`].
+    pub fn tick(&self, now: Time) -> Result<(), StoreError> {
+        let waiting = {
+            let mut state = lock(&self.writer);
+            for class in Class::ALL {
+                if !state.has_blocks(class) {
+                    continue;
+                }
+                let Some(open) = state.open.get_mut(&class) else {
+                    continue;
+                };
+                let len = open.writer.len_bytes();
+                match open.grown {
+                    Some((seen, since)) if seen == len => {
+                        if now.since(since) >= PACK_IDLE {
+                            state.seal(class);
+                        }
+                    }
+                    _ => open.grown = Some((len, now)),
+                }
+            }
+            !state.sealed.is_empty()
+        };
+        if waiting { self.finish() } else { Ok(()) }
+    }
+
+    pub(super) fn finish(&self) -> Result<(), StoreError> {
+        lock(&self.trouble).take();
+        self.group.alone(|| self.commit())?;
+        lock(&self.trouble).take().map_or(Ok(()), Err)
+    }
+
+    /// Syncs all that was written so far, then finishes full packs. One thread at a time.
+    pub(super) fn commit(&self) -> Result<u64, StoreError> {
+        let mut batch = {
+            let mut state = lock(&self.writer);
+            if state.broken {
+                return Err(StoreError::Broken);
+            }
+            let unsynced = state
+                .open
+                .iter()
+                .filter(|(_, open)| open.writer.len_bytes() > open.synced);
+            let open = unsynced
+                .map(|(class, open)| (*class, Arc::clone(&open.file), open.writer.len_bytes()))
+                .collect();
+            Batch {
+                written: state.written,
+                open,
+                sealed: std::mem::take(&mut state.sealed),
+                names_new: std::mem::take(&mut state.names_new),
+            }
+        };
+        lock(&self.stats).commits += 1;
+        let result = self
+            .sync_batch(&mut batch)
+            .and_then(|()| self.finish_batch(&mut batch));
+        let mut state = lock(&self.writer);
+        // What is not finished is tried again; a spoilt pack stays as it is, its sound blocks readable.
+        batch
+            .sealed
+            .retain(|pack| !pack.file.spoilt.load(Ordering::Relaxed) || result.is_err());
+        state.sealed.append(&mut batch.sealed);
+        result?;
+        for (class, file, len) in batch.open {
+            if let Some(open) = state
+                .open
+                .get_mut(&class)
+                .filter(|open| Arc::ptr_eq(&open.file, &file))
+            {
+                open.synced = len;
+            }
+        }
+        Ok(batch.written)
+    }
+
+    /// Makes the batch last. Footers go with it where there is room for them.
+    fn sync_batch(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        for pack in &mut batch.sealed {
+            if matches!(pack.state, Finish::Records) && !pack.file.spoilt.load(Ordering::Relaxed) {
+                match self.write_footer(pack) {
+                    Ok(id) => pack.state = Finish::Whole(id),
+                    Err(error) => *lock(&self.trouble) = Some(error),
+                }
+            }
+        }
+        let files = batch
+            .open
+            .iter()
+            .map(|(_, file, _)| file)
+            .chain(batch.sealed.iter().map(|pack| &pack.file));
+        for file in files {
+            let name = file
+                .name
+                .read()
+                .expect("no thread panics while it holds this lock");
+            self.disk
+                .sync(&name)
+                .map_err(|source| self.sync_failed(source))?;
+        }
+        if batch.names_new {
+            self.disk
+                .sync_names()
+                .map_err(|source| self.sync_failed(source))?;
+        }
+        Ok(())
+    }
+
+    fn write_footer(&self, pack: &SealedPack) -> Result<PackId, StoreError> {
+        let name = pack
+            .file
+            .name
+            .read()
+            .expect("no thread panics while it holds this lock");
+        let write = |source| StoreError::Write {
+            name: name.clone(),
+            source,
+        };
+        let end = pack.writer.len_bytes();
+        // Behind the last record there may be what a failed write left.
+        if self.disk.len(&name).map_err(write)? != end {
+            self.disk.truncate(&name, end).map_err(write)?;
+        }
+        let (footer, id) = pack.writer.footer();
+        self.disk.append(&name, &footer).map_err(write)?;
+        Ok(id)
+    }
+
+    /// Gives whole packs their names and tells the index of them. Failing here costs no block.
+    fn finish_batch(&self, batch: &mut Batch) -> Result<(), StoreError> {
+        let mut renamed = false;
+        for pack in &mut batch.sealed {
+            let Finish::Whole(id) = pack.state else {
+                continue;
+            };
+            if pack.file.spoilt.load(Ordering::Relaxed) {
+                continue;
+            }
+            let mut name = pack
+                .file
+                .name
+                .write()
+                .expect("no thread panics while it holds this lock");
+            let closed = closed_name(&id);
+            match self.disk.rename(&name, &closed) {
+                Ok(()) => {
+                    *name = closed;
+                    renamed = true;
+                    pack.state = Finish::Named(id);
+                }
+                Err(source) => {
+                    *lock(&self.trouble) = Some(StoreError::Write {
+                        name: name.clone(),
+                        source,
+                    })
+                }
+            }
+        }
+        if renamed {
+            self.disk
+                .sync_names()
+                .map_err(|source| self.sync_failed(source))?;
+        }
+        for pack in std::mem::take(&mut batch.sealed) {
+            let Finish::Named(id) = pack.state else {
+                batch.sealed.push(pack);
+                continue;
+            };
+            if let Err(source) = self.enter(&id, &pack) {
+                *lock(&self.trouble) = Some(StoreError::Index { source });
+                batch.sealed.push(pack);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the index of a closed pack, and forgets where its blocks were.
+    fn enter(&self, id: &PackId, pack: &SealedPack) -> io::Result<()> {
+        let blocks = pack.writer.blocks();
+        let info = PackInfo {
+            class: pack.writer.header().class,
+            blocks: u32::try_from(blocks.len()).expect("at most PACK_BLOCKS_MAX"),
+            bytes: self.disk.len(&closed_name(id))?,
+        };
+        self.index.insert_pack(id, info, blocks)?;
+        // Before its blocks leave `held`: see `write`.
+        lock(&self.stats).packs_closed += 1;
+        {
+            let mut held = self.held_mut();
+            for block in blocks {
+                if held
+                    .get(&block.cid)
+                    .is_some_and(|now| Arc::ptr_eq(&now.file, &pack.file))
+                {
+                    held.remove(&block.cid);
+                }
+            }
+        }
+        lock(&self.born).push(Born { pack: *id, info });
+        Ok(())
+    }
+
+    pub(super) fn sync_failed(&self, source: io::Error) -> StoreError {
+        lock(&self.writer).broken = true;
+        StoreError::Sync { source }
+    }
+}

@@ -1,0 +1,259 @@
+//! Opening: what was left open is closed, the index brought up to date, damaged files set aside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::open_pack::{
+    Finish, Held, PackFile, ROOM_CHECK_BYTES, SealedPack, UNFINISHED_MAX, Writer,
+};
+use super::{
+    Born, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
+    open_number,
+};
+use crate::disk::{Disk, Group, lock};
+use crate::id::{Cid, PackId};
+use crate::index::Index;
+use crate::pack::{self, Class, Header, PACK_BYTES_MAX, PackWriter};
+
+impl<D: Disk, I: Index> Store<D, I> {
+    /// Opens the store on a disk: closes what was left open, brings the index up to date, sets damaged files aside.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the disk or the index cannot be used at all. Damage and a full disk are none: see [`RecoveryReport`].
+    ///
+    /// Spec: `protocol/spec/store.md`, "Opening".
+    pub fn open(
+        disk: D,
+        index: I,
+        mut config: StoreConfig,
+    ) -> Result<(Self, RecoveryReport), StoreError> {
+        config.pack_bytes_max = config.pack_bytes_max.min(PACK_BYTES_MAX as u64);
+        let store = Self {
+            disk,
+            index,
+            config,
+            writer: Mutex::new(Writer {
+                since_room_check: ROOM_CHECK_BYTES,
+                ..Writer::default()
+            }),
+            held: RwLock::default(),
+            group: Group::default(),
+            born: Mutex::default(),
+            trouble: Mutex::default(),
+            stats: Mutex::default(),
+        };
+        let mut report = RecoveryReport::default();
+        let names = store
+            .disk
+            .list()
+            .map_err(|source| StoreError::List { source })?;
+        let closed: BTreeMap<PackId, &String> = names
+            .iter()
+            .filter_map(|name| Some((closed_id(name)?, name)))
+            .collect();
+        let open: BTreeMap<u64, &String> = names
+            .iter()
+            .filter_map(|name| Some((open_number(name)?, name)))
+            .collect();
+        lock(&store.writer).next_number = open.keys().last().map_or(0, |last| last + 1);
+        let mut damaged = Vec::new();
+
+        let known: BTreeSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
+        for pack in known.iter().filter(|pack| !closed.contains_key(pack)) {
+            store
+                .index
+                .remove_pack(pack, &[])
+                .map_err(|source| StoreError::Index { source })?;
+            report.vanished.push(*pack);
+        }
+        for (pack, name) in closed.iter().filter(|(pack, _)| !known.contains(pack)) {
+            match store.read_footer(pack) {
+                Ok((info, blocks)) => match store.index.insert_pack(pack, info, &blocks) {
+                    Ok(()) => {
+                        lock(&store.born).push(Born { pack: *pack, info });
+                        report.indexed += 1;
+                    }
+                    Err(source)
+                        if source.kind() == io::ErrorKind::StorageFull
+                            && report.waiting.len() < UNFINISHED_MAX =>
+                    {
+                        store.hold_in_place(name)?;
+                        report.waiting.push(((*name).clone(), source.to_string()));
+                    }
+                    Err(source) => return Err(StoreError::Index { source }),
+                },
+                Err(StoreError::Pack { .. }) => damaged.push((*name).clone()),
+                Err(error) => return Err(error),
+            }
+        }
+        for name in open.into_values() {
+            if !store.recover(name, &mut report)? {
+                damaged.push(name.clone());
+            }
+        }
+        for name in damaged {
+            match store.salvage(&name, None) {
+                Ok(kept) => report.damaged.push(kept),
+                Err(error @ (StoreError::Sync { .. } | StoreError::Broken)) => return Err(error),
+                Err(error) => {
+                    store.hold_in_place(&name)?;
+                    report.waiting.push((name, error.to_string()));
+                }
+            }
+        }
+        // What the next put finds present must last, even if the process that wrote it never came to sync it.
+        store
+            .disk
+            .sync_names()
+            .map_err(|source| StoreError::Sync { source })?;
+        Ok((store, report))
+    }
+
+    /// Takes up a pack that was open; false if it is damaged in the middle.
+    fn recover(&self, name: &str, report: &mut RecoveryReport) -> Result<bool, StoreError> {
+        let Some(bytes) = self.read_whole(name)? else {
+            return Ok(false);
+        };
+        let scan = pack::scan(&bytes);
+        if scan.blocks.is_empty() {
+            // Whatever was to come here was cut short before its first block was whole.
+            report.torn_bytes += bytes.len() as u64;
+            self.disk.remove(name).map_err(|source| StoreError::Write {
+                name: name.to_owned(),
+                source,
+            })?;
+            return Ok(true);
+        }
+        let header = Header::decode(&bytes);
+        let (Ok(header), false) = (header, scan.is_damaged()) else {
+            return Ok(false);
+        };
+        report.torn_bytes += (bytes.len() - scan.end) as u64;
+        let writer = PackWriter::resume(header, &bytes, &scan);
+        let file = Arc::new(PackFile {
+            name: RwLock::new(name.to_owned()),
+            spoilt: AtomicBool::new(false),
+        });
+        {
+            let mut held = self.held_mut();
+            for block in writer.blocks() {
+                held.insert(
+                    block.cid,
+                    Held {
+                        file: Arc::clone(&file),
+                        offset: block.offset,
+                        len: block.len,
+                    },
+                );
+            }
+        }
+        {
+            let mut state = lock(&self.writer);
+            state.written += 1;
+            state.sealed.push(SealedPack {
+                file,
+                writer,
+                state: Finish::Records,
+            });
+        }
+        self.flush()?;
+        match lock(&self.trouble).take() {
+            None => report.recovered += 1,
+            Some(trouble) => report.waiting.push((name.to_owned(), trouble.to_string())),
+        }
+        Ok(true)
+    }
+
+    /// Copies the sound blocks of a damaged file into new packs and keeps the file aside; answers the name under which.
+    ///
+    /// `pack` is its name if the index knows it.
+    fn salvage(&self, name: &str, pack: Option<&PackId>) -> Result<String, StoreError> {
+        if let Some(bytes) = self.read_whole(name)? {
+            let class = Header::decode(&bytes).map_or(Class::Bulk, |header| header.class);
+            for block in pack::scan(&bytes).blocks {
+                let places = self
+                    .index
+                    .locations(&block.cid)
+                    .map_err(|source| StoreError::Index { source })?;
+                if places.iter().all(|place| Some(&place.pack) == pack) {
+                    let data = bytes.get(block.range()).unwrap_or_default();
+                    self.write(
+                        class,
+                        Verified {
+                            cid: block.cid,
+                            bytes: data,
+                        },
+                        None,
+                    )?;
+                }
+            }
+            self.flush()?;
+        }
+        let mut kept = format!("{name}.bad");
+        let mut number = 1;
+        while self.disk.len(&kept).is_ok() {
+            number += 1;
+            kept = format!("{name}.{number}.bad");
+        }
+        self.disk
+            .rename(name, &kept)
+            .map_err(|source| StoreError::Write {
+                name: name.to_owned(),
+                source,
+            })?;
+        self.disk
+            .sync_names()
+            .map_err(|source| self.sync_failed(source))?;
+        Ok(kept)
+    }
+
+    /// Makes the sound blocks of a damaged file readable where they are.
+    fn hold_in_place(&self, name: &str) -> Result<(), StoreError> {
+        let Some(bytes) = self.read_whole(name)? else {
+            return Ok(());
+        };
+        // From here on a put of one of these blocks writes nothing, so they must last.
+        self.disk
+            .sync(name)
+            .map_err(|source| self.sync_failed(source))?;
+        let file = Arc::new(PackFile {
+            name: RwLock::new(name.to_owned()),
+            spoilt: AtomicBool::new(true),
+        });
+        let mut held = self.held_mut();
+        for block in pack::scan(&bytes).blocks {
+            let place = Held {
+                file: Arc::clone(&file),
+                offset: block.offset,
+                len: block.len,
+            };
+            held.entry(block.cid).or_insert(place);
+        }
+        Ok(())
+    }
+
+    /// Takes a damaged pack out of use: its sound blocks go into new packs, the file is kept; answers the name under which.
+    ///
+    /// # Errors
+    /// Any of [`StoreError`]; then the pack is as before.
+    pub fn quarantine(&self, pack: &PackId) -> Result<String, StoreError> {
+        let name = closed_name(pack);
+        let known: Vec<Cid> = match self.read_whole(&name)? {
+            // The footer may be what is damaged: sound blocks are found without it.
+            Some(bytes) => pack::scan(&bytes)
+                .blocks
+                .into_iter()
+                .chain(self.pack_blocks(pack).unwrap_or_default())
+                .map(|block| block.cid)
+                .collect(),
+            None => Vec::new(),
+        };
+        let kept = self.salvage(&name, Some(pack))?;
+        self.index
+            .remove_pack(pack, &known)
+            .map_err(|source| StoreError::Index { source })?;
+        Ok(kept)
+    }
+}
