@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "hpke",
     "multihash",
     "prost",
+    "quick_cache",
     "rand_core",
     "serde",
     "serde_json",

@@ -236,6 +236,11 @@ impl Disk for RealDisk {
         let stat = rustix::fs::fstatvfs(&self.folder_file).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn size(&self) -> Option<u64> {
+        let stat = rustix::fs::fstatvfs(&self.folder_file).ok()?;
+        Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
 }
 
 /// Quota and file-size limits are full disks to us.

@@ -86,6 +86,11 @@ pub trait Disk: Send + Sync {
     fn free(&self) -> Option<u64> {
         None
     }
+
+    /// How many bytes the disk has, where it can tell.
+    fn size(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for Arc<D> {
@@ -121,6 +126,9 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
     }
     fn free(&self) -> Option<u64> {
         (**self).free()
+    }
+    fn size(&self) -> Option<u64> {
+        (**self).size()
     }
 }
 
@@ -549,8 +557,10 @@ impl Sim {
         usize::try_from((self.noise >> 33) % (limit.max(1) as u64)).unwrap_or(0)
     }
 
+    /// Bytes of all files that have a name; a removed one gives its room back at once, as file systems do.
     fn used(&self) -> u64 {
-        self.files.values().map(|file| file.data.len() as u64).sum()
+        let named = self.names.values().filter_map(|file| self.files.get(file));
+        named.map(|file| file.data.len() as u64).sum()
     }
 }
 
@@ -790,5 +800,10 @@ impl Disk for SimDisk {
     fn free(&self) -> Option<u64> {
         let sim = lock(&self.inner);
         (sim.capacity != u64::MAX).then(|| sim.capacity.saturating_sub(sim.used()))
+    }
+
+    fn size(&self) -> Option<u64> {
+        let sim = lock(&self.inner);
+        (sim.capacity != u64::MAX).then_some(sim.capacity)
     }
 }

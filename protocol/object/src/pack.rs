@@ -327,6 +327,11 @@ impl PackWriter {
         self.len + record + index + TRAILER_BYTES as u64
     }
 
+    /// What [`PackWriter::footer`] will take.
+    pub fn footer_bytes(&self) -> u64 {
+        (self.index_bytes + TRAILER_BYTES) as u64
+    }
+
     /// The blocks so far, in the order of the file.
     pub fn blocks(&self) -> &[BlockAt] {
         &self.blocks

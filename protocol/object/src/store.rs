@@ -2,13 +2,16 @@
 //!
 //! Spec: `protocol/spec/store.md`, "Order of writes".
 
+mod cache;
 mod closing;
 mod error;
 mod open_pack;
 mod reading;
 mod recovery;
+mod room;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::disk::{Disk, Group, lock};
@@ -16,8 +19,10 @@ use crate::id::{Cid, PackId, SpaceId};
 use crate::index::{Index, PackInfo};
 use crate::time::Span;
 
+use cache::Cached;
 pub use error::StoreError;
 use open_pack::{Held, Writer};
+pub use room::{FREE_FLOOR, Usage};
 
 /// How a store is set up.
 #[derive(Clone, Copy, Debug)]
@@ -26,23 +31,37 @@ pub struct StoreConfig {
     pub space: SpaceId,
     /// A pack is closed before it would grow beyond this.
     pub pack_bytes_max: u64,
-    /// With less than this free, the store takes no more blocks, so that logs and the index can go on.
-    pub free_floor: u64,
+    /// With less than this free, the store takes no more blocks; [`FREE_FLOOR`], or less on a small disk, if not said.
+    pub free_floor: Option<u64>,
+    /// Most bytes that the files of packs may take together.
+    pub quota: Option<u64>,
 }
 
 impl StoreConfig {
-    /// The usual set-up for a space: packs of 16 MiB; 64 MiB stay free.
+    /// The usual set-up for a space: packs of 16 MiB, no quota, and the last GiB of the disk stays free.
     pub fn new(space: SpaceId) -> Self {
         Self {
             space,
             pack_bytes_max: 16 << 20,
-            free_floor: 64 << 20,
+            free_floor: None,
+            quota: None,
         }
     }
 }
 
 /// How long a pack stays open without a new block.
 pub const PACK_IDLE: Span = Span::from_secs(60);
+
+/// Whether a pack may be dropped to make room.
+///
+/// Spec: `protocol/spec/store.md`, "Kept and cached".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Keep {
+    /// Never dropped to make room: what was put here, pinned, promised or placed.
+    Kept,
+    /// Fetched for a reader only; nobody relies on it.
+    Cached,
+}
 
 /// A block whose CID was computed from these very bytes, so that it need not be hashed again.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +145,8 @@ pub struct StoreStats {
     pub corrupt: u64,
     /// Packs closed.
     pub packs_closed: u64,
+    /// Cached packs dropped to make room.
+    pub packs_evicted: u64,
 }
 
 /// Blocks in packs: what was put and flushed survives whatever the disk's power does, and nothing is returned that does not match its CID.
@@ -146,6 +167,13 @@ pub struct Store<D, I> {
     /// Why a full pack could not be finished; not a matter of durability.
     trouble: Mutex<Option<StoreError>>,
     stats: Mutex<StoreStats>,
+    /// Bytes that all files here take, footers to come included.
+    used: AtomicU64,
+    /// Most that they may take; `u64::MAX` if there is no limit.
+    quota: AtomicU64,
+    cached: RwLock<Cached>,
+    /// Held by who takes closed packs away, or judges them.
+    upkeep: Mutex<()>,
 }
 
 impl<D: Disk, I: Index> Store<D, I> {
@@ -169,23 +197,6 @@ impl<D: Disk, I: Index> Store<D, I> {
         *lock(&self.stats)
     }
 
-    /// Blocks stored, and the bytes they take; of those in unfinished packs the bytes of the blocks alone.
-    ///
-    /// # Errors
-    /// [`StoreError::Index`].
-    pub fn usage(&self) -> Result<(u64, u64), StoreError> {
-        let (mut blocks, mut bytes) = (0, 0);
-        for held in self.held().values() {
-            blocks += 1;
-            bytes += u64::from(held.len);
-        }
-        for (_, info) in self.packs()? {
-            blocks += u64::from(info.blocks);
-            bytes += info.bytes;
-        }
-        Ok((blocks, bytes))
-    }
-
     /// The disk the store lies on.
     pub fn disk(&self) -> &D {
         &self.disk
@@ -197,6 +208,18 @@ impl<D: Disk, I: Index> Store<D, I> {
             .expect("no thread panics while it holds this lock")
     }
 
+    fn cached(&self) -> RwLockReadGuard<'_, Cached> {
+        self.cached
+            .read()
+            .expect("no thread panics while it holds this lock")
+    }
+
+    fn cached_mut(&self) -> RwLockWriteGuard<'_, Cached> {
+        self.cached
+            .write()
+            .expect("no thread panics while it holds this lock")
+    }
+
     fn held_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<Cid, Held>> {
         self.held
             .write()
@@ -204,24 +227,44 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 }
 
-/// The file of a closed pack.
-fn closed_name(pack: &PackId) -> String {
-    format!("{pack}.pack")
+impl Keep {
+    /// What the names of such files end in. The name alone says it: whatever is not called a cache is kept.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Kept => "pack",
+            Self::Cached => "cache",
+        }
+    }
+
+    /// A file's name without the suffix.
+    fn split(name: &str) -> Option<(&str, Self)> {
+        let (stem, suffix) = name.rsplit_once('.')?;
+        let keep = [Self::Kept, Self::Cached]
+            .into_iter()
+            .find(|keep| keep.suffix() == suffix)?;
+        Some((stem, keep))
+    }
 }
 
-fn closed_id(name: &str) -> Option<PackId> {
-    name.strip_suffix(".pack")?.parse().ok()
+/// The file of a closed pack.
+fn closed_name(pack: &PackId, keep: Keep) -> String {
+    format!("{pack}.{}", keep.suffix())
+}
+
+fn closed_id(name: &str) -> Option<(PackId, Keep)> {
+    let (stem, keep) = Keep::split(name)?;
+    Some((stem.parse().ok()?, keep))
 }
 
 /// The file of a pack that still grows, or was left so.
-fn open_name(number: u64) -> String {
-    format!("open-{number}.pack")
+fn open_name(number: u64, keep: Keep) -> String {
+    format!("open-{number}.{}", keep.suffix())
 }
 
-fn open_number(name: &str) -> Option<u64> {
-    let number = name.strip_prefix("open-")?.strip_suffix(".pack")?;
-    let parsed = number.parse().ok()?;
-    (open_name(parsed) == name).then_some(parsed)
+fn open_number(name: &str) -> Option<(u64, Keep)> {
+    let (stem, keep) = Keep::split(name)?;
+    let parsed = stem.strip_prefix("open-")?.parse().ok()?;
+    (open_name(parsed, keep) == name).then_some((parsed, keep))
 }
 
 #[cfg(test)]

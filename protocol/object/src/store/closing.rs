@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::open_pack::{Finish, PackFile, SealedPack};
-use super::{Born, PACK_IDLE, Store, StoreError, closed_name};
+use super::{Born, Keep, PACK_IDLE, Store, StoreError, closed_name};
 use crate::disk::{Disk, lock};
 use crate::id::PackId;
 use crate::index::{Index, PackInfo};
@@ -15,7 +15,7 @@ use crate::time::Time;
 /// What one commit syncs.
 struct Batch {
     written: u64,
-    open: Vec<(Class, Arc<PackFile>, u64)>,
+    open: Vec<((Class, Keep), Arc<PackFile>, u64)>,
     sealed: Vec<SealedPack>,
     names_new: bool,
 }
@@ -37,10 +37,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub fn close_packs(&self) -> Result<(), StoreError> {
         {
             let mut state = lock(&self.writer);
-            for class in Class::ALL {
-                if state.has_blocks(class) {
-                    state.seal(class);
-                }
+            for kind in state.kinds_with_blocks() {
+                state.seal(kind);
             }
         }
         self.finish()
@@ -51,20 +49,18 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// As [`Store::close_packs`].
     pub fn tick(&self, now: Time) -> Result<(), StoreError> {
+        self.cached().settle();
         let waiting = {
             let mut state = lock(&self.writer);
-            for class in Class::ALL {
-                if !state.has_blocks(class) {
-                    continue;
-                }
-                let Some(open) = state.open.get_mut(&class) else {
+            for kind in state.kinds_with_blocks() {
+                let Some(open) = state.open.get_mut(&kind) else {
                     continue;
                 };
                 let len = open.writer.len_bytes();
                 match open.grown {
                     Some((seen, since)) if seen == len => {
                         if now.since(since) >= PACK_IDLE {
-                            state.seal(class);
+                            state.seal(kind);
                         }
                     }
                     _ => open.grown = Some((len, now)),
@@ -93,7 +89,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .iter()
                 .filter(|(_, open)| open.writer.len_bytes() > open.synced);
             let open = unsynced
-                .map(|(class, open)| (*class, Arc::clone(&open.file), open.writer.len_bytes()))
+                .map(|(kind, open)| (*kind, Arc::clone(&open.file), open.writer.len_bytes()))
                 .collect();
             Batch {
                 written: state.written,
@@ -113,10 +109,10 @@ impl<D: Disk, I: Index> Store<D, I> {
             .retain(|pack| !pack.file.spoilt.load(Ordering::Relaxed) || result.is_err());
         state.sealed.append(&mut batch.sealed);
         result?;
-        for (class, file, len) in batch.open {
+        for (kind, file, len) in batch.open {
             if let Some(open) = state
                 .open
-                .get_mut(&class)
+                .get_mut(&kind)
                 .filter(|open| Arc::ptr_eq(&open.file, &file))
             {
                 open.synced = len;
@@ -192,8 +188,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .name
                 .write()
                 .expect("no thread panics while it holds this lock");
-            let closed = closed_name(&id);
-            match self.disk.rename(&name, &closed) {
+            let closed = closed_name(&id, pack.file.keep);
+            match self.name(&name, &id, pack.file.keep) {
                 Ok(()) => {
                     *name = closed;
                     renamed = true;
@@ -225,13 +221,38 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
+    /// Gives a whole pack its name. No pack is both kept and cached: what is kept already, or becomes it now, is not cached.
+    fn name(&self, from: &str, id: &PackId, keep: Keep) -> io::Result<()> {
+        let kept = closed_name(id, Keep::Kept);
+        let mut cached = self.cached_mut();
+        match keep {
+            // The same bytes in a kept pack: this one is not needed. `enter` finds the kept one.
+            Keep::Cached if self.disk.len(&kept).is_ok() => self.disk.remove(from),
+            Keep::Cached => {
+                let bytes = self.disk.len(from)?;
+                self.disk.rename(from, &closed_name(id, keep))?;
+                cached.insert(*id, bytes);
+                Ok(())
+            }
+            Keep::Kept => {
+                self.disk.rename(from, &kept)?;
+                if cached.keep_of(id) == Keep::Cached {
+                    cached.remove(id);
+                    // If it stays, the next start removes it.
+                    let _ = self.disk.remove(&closed_name(id, Keep::Cached));
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Tells the index of a closed pack, and forgets where its blocks were.
     fn enter(&self, id: &PackId, pack: &SealedPack) -> io::Result<()> {
         let blocks = pack.writer.blocks();
         let info = PackInfo {
             class: pack.writer.header().class,
             blocks: u32::try_from(blocks.len()).expect("at most PACK_BLOCKS_MAX"),
-            bytes: self.disk.len(&closed_name(id))?,
+            bytes: self.disk.len(&closed_name(id, self.keep_of(id)))?,
         };
         self.index.insert_pack(id, info, blocks)?;
         // Before its blocks leave `held`: see `write`.

@@ -28,7 +28,8 @@ fn config() -> StoreConfig {
     StoreConfig {
         space: SpaceId([3; 32]),
         pack_bytes_max: PACK_BYTES,
-        free_floor: 0,
+        free_floor: Some(0),
+        quota: None,
     }
 }
 

@@ -28,13 +28,49 @@ pub enum StoreError {
         /// Its name.
         cid: Cid,
     },
-    /// No room, or less than the floor. What was stored is as before.
-    #[error("no room on the disk for block {cid}")]
+    /// The disk has no room. What was stored is as before.
+    #[error("no room on the disk for block {cid} of {len} bytes")]
     Full {
         /// The block that was not stored.
         cid: Cid,
-        /// What the disk said; nothing if the floor was reached.
-        source: Option<io::Error>,
+        /// Its length.
+        len: usize,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// Less than the floor would stay free, and no cached pack is left to go. What was stored is as before.
+    #[error(
+        "block {cid} of {len} bytes would leave less than {floor} bytes free on the disk; {free} are free"
+    )]
+    Floor {
+        /// The block that was not stored.
+        cid: Cid,
+        /// Its length.
+        len: usize,
+        /// What is free.
+        free: u64,
+        /// What must stay free.
+        floor: u64,
+    },
+    /// The quota would be exceeded, and no cached pack is left to go. What was stored is as before.
+    #[error(
+        "block {cid} of {len} bytes would exceed the quota of {quota} bytes; the store takes {used}"
+    )]
+    Quota {
+        /// The block that was not stored.
+        cid: Cid,
+        /// Its length.
+        len: usize,
+        /// What the store takes.
+        used: u64,
+        /// What it may take.
+        quota: u64,
+    },
+    /// The pack is not a cached one, so it is not dropped to make room.
+    #[error("pack {pack} is kept: it is not dropped to make room")]
+    Kept {
+        /// Its name.
+        pack: PackId,
     },
     /// The disk did not take a block or the end of a pack.
     #[error("write pack {name}")]
@@ -84,10 +120,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk was full.
+    /// Whether room was lacking: the disk was full, or the floor or the quota was reached.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Full { .. } => true,
+            Self::Full { .. } | Self::Floor { .. } | Self::Quota { .. } => true,
             Self::Write { source, .. } | Self::Sync { source } | Self::Index { source } => {
                 source.kind() == io::ErrorKind::StorageFull
             }

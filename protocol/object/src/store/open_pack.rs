@@ -5,23 +5,28 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
-use super::{Store, StoreError, Verified, open_name};
+use super::room::Lack;
+use super::{Keep, Store, StoreError, Verified, open_name};
 use crate::disk::{Disk, lock};
 use crate::id::{Cid, PackId};
 use crate::index::Index;
-use crate::pack::{BLOCK_BYTES_MAX, Class, Header, PACK_BLOCKS_MAX, PackWriter};
+use crate::pack::{
+    BLOCK_BYTES_MAX, Class, HEADER_BYTES, Header, PACK_BLOCKS_MAX, PackWriter, TRAILER_BYTES,
+};
 use crate::time::Time;
 
 /// Full packs that wait to be finished before a put finishes them itself; they are synced together.
 pub(super) const SEALED_MAX: usize = 8;
 /// Full packs that could not be finished before puts are refused: their blocks are listed in memory.
 pub(super) const UNFINISHED_MAX: usize = 64;
+/// How often a put lets cached packs go before it gives up: what it frees, others may take.
+const EVICTIONS_MAX: usize = 4;
 /// Bytes put between two looks at the free space.
 pub(super) const ROOM_CHECK_BYTES: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    pub(super) open: BTreeMap<Class, OpenPack>,
+    pub(super) open: BTreeMap<(Class, Keep), OpenPack>,
     /// Packs that take no more blocks and wait for footer, name and index.
     pub(super) sealed: Vec<SealedPack>,
     pub(super) next_number: u64,
@@ -40,6 +45,7 @@ pub(super) struct PackFile {
     pub(super) name: RwLock<String>,
     /// A block of it was found damaged: its name would be a lie. The next start sorts it out.
     pub(super) spoilt: AtomicBool,
+    pub(super) keep: Keep,
 }
 
 #[derive(Debug)]
@@ -82,13 +88,13 @@ impl<D: Disk, I: Index> Store<D, I> {
         bad.file.spoilt.store(true, Ordering::Relaxed);
         {
             let mut state = lock(&self.writer);
-            let class = state
+            let kind = state
                 .open
                 .iter()
                 .find(|(_, open)| Arc::ptr_eq(&open.file, &bad.file))
-                .map(|(class, _)| *class);
-            if let Some(class) = class {
-                state.seal(class);
+                .map(|(kind, _)| *kind);
+            if let Some(kind) = kind {
+                state.seal(kind);
             }
         }
         let mut held = self.held_mut();
@@ -100,11 +106,11 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
-    /// Stores a block; true if it was not here. It lasts once [`Store::flush`] has returned.
+    /// Stores a block; true if it was not here, or only in cached packs. It lasts once [`Store::flush`] has returned.
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`], [`StoreError::TooLong`], [`StoreError::Full`], [`StoreError::Write`], [`StoreError::Broken`],
-    /// [`StoreError::Index`]; the block is then not stored.
+    /// [`StoreError::Mismatch`], [`StoreError::TooLong`], [`StoreError::Full`], [`StoreError::Floor`], [`StoreError::Quota`],
+    /// [`StoreError::Write`], [`StoreError::Broken`], [`StoreError::Index`]; the block is then not stored.
     pub fn put(&self, class: Class, cid: &Cid, block: &[u8]) -> Result<bool, StoreError> {
         let block = Verified::check(cid, block).ok_or(StoreError::Mismatch { cid: *cid })?;
         self.put_verified(class, block)
@@ -115,6 +121,20 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// As [`Store::put`].
     pub fn put_verified(&self, class: Class, block: Verified<'_>) -> Result<bool, StoreError> {
+        self.put_as(class, Keep::Kept, block)
+    }
+
+    /// Stores a block that was fetched for a reader only, in a pack that may be dropped to make room; true if it was not here.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    ///
+    /// Spec: `protocol/spec/store.md`, "Kept and cached".
+    pub fn put_cached(&self, class: Class, block: Verified<'_>) -> Result<bool, StoreError> {
+        self.put_as(class, Keep::Cached, block)
+    }
+
+    fn put_as(&self, class: Class, keep: Keep, block: Verified<'_>) -> Result<bool, StoreError> {
         if block.bytes.len() > BLOCK_BYTES_MAX {
             return Err(StoreError::TooLong {
                 cid: block.cid,
@@ -122,36 +142,97 @@ impl<D: Disk, I: Index> Store<D, I> {
             });
         }
         let closed = lock(&self.stats).packs_closed;
-        if self.has(&block.cid)? || !self.write(class, block, Some(closed))? {
+        if self.has_for(&block.cid, keep)? || !self.write(class, keep, block, Some(closed), true)? {
             lock(&self.stats).blocks_known += 1;
             return Ok(false);
         }
         Ok(true)
     }
 
+    /// Whether a block is where a put of that kind may rely on it.
+    fn has_for(&self, cid: &Cid, keep: Keep) -> Result<bool, StoreError> {
+        if self.holds_for(cid, keep) {
+            return Ok(true);
+        }
+        let places = self
+            .index
+            .locations(cid)
+            .map_err(|source| StoreError::Index { source })?;
+        if keep == Keep::Cached {
+            return Ok(!places.is_empty());
+        }
+        let cached = self.cached();
+        Ok(places
+            .iter()
+            .any(|place| cached.keep_of(&place.pack) == Keep::Kept))
+    }
+
+    /// As [`Store::has_for`], among the packs that the index does not know.
+    fn holds_for(&self, cid: &Cid, keep: Keep) -> bool {
+        let held = self.held();
+        let held = held.get(cid);
+        held.is_some_and(|held| keep == Keep::Cached || held.file.keep == Keep::Kept)
+    }
+
     /// Writes a block unless an unfinished pack holds it, or one that was closed since there were `closed` of them.
+    ///
+    /// With `evicting`, cached packs go if there is no room; never while the caller judges packs.
     pub(super) fn write(
         &self,
         class: Class,
+        keep: Keep,
         block: Verified<'_>,
         closed: Option<u64>,
+        evicting: bool,
     ) -> Result<bool, StoreError> {
+        let mut tries = if evicting { EVICTIONS_MAX } else { 0 };
+        loop {
+            match self.try_write(class, keep, block, closed) {
+                Ok(written) => return Ok(written),
+                Err(lack) if tries > 0 && lack.bytes > 0 => {
+                    tries -= 1;
+                    if !self.make_room(lack.bytes)? {
+                        return Err(*lack.error);
+                    }
+                }
+                Err(lack) => return Err(*lack.error),
+            }
+        }
+    }
+
+    /// As [`Store::write`]; where room is lacking, says how much.
+    fn try_write(
+        &self,
+        class: Class,
+        keep: Keep,
+        block: Verified<'_>,
+        closed: Option<u64>,
+    ) -> Result<bool, Lack> {
         let cid = block.cid;
+        let kind = (class, keep);
         let head = PackWriter::record_head(&cid, block.bytes.len());
         let mut state = lock(&self.writer);
         if state.broken {
-            return Err(StoreError::Broken);
+            return Err(StoreError::Broken.into());
         }
-        if self.held().contains_key(&cid) {
+        if self.holds_for(&cid, keep) {
             return Ok(false);
         }
         // It may have come and gone into the index since the caller looked there.
         let now = lock(&self.stats).packs_closed;
-        if closed.is_some_and(|then| then != now) && self.has(&cid)? {
+        if closed.is_some_and(|then| then != now) && self.has_for(&cid, keep)? {
             return Ok(false);
         }
-        self.check_room(&mut state, &block)?;
-        let full = state.open.get(&class).is_some_and(|open| {
+        // Of a record, and of its item in the footer, which is as long as its head.
+        let record = (2 * head.bytes().len() + block.bytes.len()) as u64;
+        let frame = (HEADER_BYTES + TRAILER_BYTES) as u64;
+        self.check_room(
+            &mut state.since_room_check,
+            record + frame,
+            &cid,
+            block.bytes.len(),
+        )?;
+        let full = state.open.get(&kind).is_some_and(|open| {
             let blocks = open.writer.blocks().len();
             blocks >= PACK_BLOCKS_MAX
                 || (blocks > 0 && open.writer.len_with(&head) > self.config.pack_bytes_max)
@@ -159,15 +240,17 @@ impl<D: Disk, I: Index> Store<D, I> {
         if full {
             if state.sealed.len() >= UNFINISHED_MAX {
                 drop(state);
-                return Err(lock(&self.trouble).take().unwrap_or(StoreError::Broken));
+                let trouble = lock(&self.trouble).take();
+                return Err(trouble.unwrap_or(StoreError::Broken).into());
             }
-            state.seal(class);
+            state.seal(kind);
         }
-        if !state.open.contains_key(&class) {
-            let open = self.begin(&mut state, class, &cid)?;
-            state.open.insert(class, open);
+        if !state.open.contains_key(&kind) {
+            let open = self.begin(&mut state, kind, &block)?;
+            self.more_used(frame);
+            state.open.insert(kind, open);
         }
-        let open = state.open.get_mut(&class).expect("just made");
+        let open = state.open.get_mut(&kind).expect("just made");
         let name = open
             .file
             .name
@@ -182,16 +265,18 @@ impl<D: Disk, I: Index> Store<D, I> {
                 return Err(StoreError::Write {
                     name,
                     source: io::Error::other("somebody else writes to this file"),
-                });
+                }
+                .into());
             }
             Err(source) => {
                 if self.disk.truncate(&name, end).is_err() {
                     // The file may have a torn end, which is cut when the pack is finished.
-                    state.seal(class);
+                    state.seal(kind);
                 }
-                return Err(write_error(cid, name, source));
+                return Err(write_error(&block, name, source));
             }
         }
+        self.more_used(record);
         let at = open.writer.push(&head, block.bytes);
         let place = Held {
             file: Arc::clone(&open.file),
@@ -217,42 +302,29 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(true)
     }
 
-    /// Refuses a block when less than the floor would be free.
-    fn check_room(&self, state: &mut Writer, block: &Verified<'_>) -> Result<(), StoreError> {
-        if state.since_room_check < ROOM_CHECK_BYTES {
-            return Ok(());
-        }
-        let wanted = self
-            .config
-            .free_floor
-            .saturating_add(block.bytes.len() as u64);
-        if self.disk.free().is_some_and(|free| free < wanted) {
-            return Err(StoreError::Full {
-                cid: block.cid,
-                source: None,
-            });
-        }
-        state.since_room_check = 0;
-        Ok(())
-    }
-
     /// Makes the file of a new pack.
-    fn begin(&self, state: &mut Writer, class: Class, cid: &Cid) -> Result<OpenPack, StoreError> {
-        let name = open_name(state.next_number);
+    fn begin(
+        &self,
+        state: &mut Writer,
+        (class, keep): (Class, Keep),
+        block: &Verified<'_>,
+    ) -> Result<OpenPack, Lack> {
+        let name = open_name(state.next_number, keep);
         state.next_number += 1;
         let header = Header::new(class, self.config.space);
         if let Err(source) = self.disk.create(&name) {
-            return Err(write_error(*cid, name, source));
+            return Err(write_error(block, name, source));
         }
         if let Err(source) = self.disk.append(&name, &header.encode()) {
             // Nothing is in it; if it cannot be removed now, the next start does.
             let _ = self.disk.remove(&name);
-            return Err(write_error(*cid, name, source));
+            return Err(write_error(block, name, source));
         }
         state.names_new = true;
         let file = Arc::new(PackFile {
             name: RwLock::new(name),
             spoilt: AtomicBool::new(false),
+            keep,
         });
         Ok(OpenPack {
             file,
@@ -267,8 +339,8 @@ impl Writer {
     /// Lets the open pack of a class take no more blocks.
     ///
     /// One without blocks is dropped: there are no empty packs, and the next start removes the file.
-    pub(super) fn seal(&mut self, class: Class) {
-        let Some(open) = self.open.remove(&class) else {
+    pub(super) fn seal(&mut self, kind: (Class, Keep)) {
+        let Some(open) = self.open.remove(&kind) else {
             return;
         };
         if !open.writer.blocks().is_empty() {
@@ -280,20 +352,26 @@ impl Writer {
         }
     }
 
-    /// Whether the open pack of a class holds a block.
-    pub(super) fn has_blocks(&self, class: Class) -> bool {
-        let open = self.open.get(&class);
-        open.is_some_and(|open| !open.writer.blocks().is_empty())
+    /// Every kind of pack that is open and holds a block.
+    pub(super) fn kinds_with_blocks(&self) -> Vec<(Class, Keep)> {
+        let open = self.open.iter();
+        open.filter(|(_, open)| !open.writer.blocks().is_empty())
+            .map(|(kind, _)| *kind)
+            .collect()
     }
 }
 
-fn write_error(cid: Cid, name: String, source: io::Error) -> StoreError {
+fn write_error(block: &Verified<'_>, name: String, source: io::Error) -> Lack {
     if source.kind() == io::ErrorKind::StorageFull {
-        StoreError::Full {
-            cid,
-            source: Some(source),
+        Lack {
+            bytes: block.bytes.len() as u64 + 1,
+            error: Box::new(StoreError::Full {
+                cid: block.cid,
+                len: block.bytes.len(),
+                source,
+            }),
         }
     } else {
-        StoreError::Write { name, source }
+        StoreError::Write { name, source }.into()
     }
 }

@@ -9,7 +9,7 @@ use crate::disk::{Disk, lock, read_around};
 use crate::id::{Cid, PackId};
 use crate::index::{Index, PackInfo};
 use crate::pack::{
-    self, BlockAt, HEADER_BYTES, Header, PACK_BYTES_MAX, PackError, TRAILER_BYTES, Trailer,
+    self, BlockAt, HEADER_BYTES, Header, PACK_BYTES_MAX, Pack, PackError, TRAILER_BYTES, Trailer,
 };
 
 /// What reading one copy of a block gave.
@@ -21,6 +21,11 @@ enum Copy {
 }
 
 impl<D: Disk, I: Index> Store<D, I> {
+    /// The file of a closed pack.
+    pub(super) fn name_of(&self, pack: &PackId) -> String {
+        closed_name(pack, self.keep_of(pack))
+    }
+
     /// Whether a block is here, as far as is known without reading it.
     ///
     /// # Errors
@@ -79,9 +84,12 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .locations(cid)
                 .map_err(|source| StoreError::Index { source })?
             {
-                let copy = self.read_copy(cid, &closed_name(&place.pack), place.offset, place.len);
+                let copy = self.read_copy(cid, &self.name_of(&place.pack), place.offset, place.len);
                 match copy {
-                    Copy::Sound(block) => return Ok(Some(block)),
+                    Copy::Sound(block) => {
+                        self.cached().touch(&place.pack);
+                        return Ok(Some(block));
+                    }
                     Copy::Damaged => {
                         lock(&self.stats).corrupt += 1;
                         self.index
@@ -135,7 +143,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         &self,
         pack: &PackId,
     ) -> Result<(PackInfo, Vec<BlockAt>), StoreError> {
-        let name = closed_name(pack);
+        let name = self.name_of(pack);
         let bad = |source| StoreError::Pack {
             pack: *pack,
             source,
@@ -187,17 +195,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// [`StoreError::Pack`] if it is damaged: [`Store::quarantine`] is the answer. [`StoreError::Read`], [`StoreError::Index`].
     pub fn check_pack(&self, pack: &PackId) -> Result<(), StoreError> {
-        let bad = |source| StoreError::Pack {
-            pack: *pack,
-            source,
-        };
-        let bytes = self
-            .read_whole(&closed_name(pack))?
-            .ok_or_else(|| bad(PackError::Length))?;
-        let found = pack::check(&bytes).map_err(bad)?;
-        if found.id != *pack {
-            return Err(bad(PackError::Name));
-        }
+        let _upkeep = lock(&self.upkeep);
+        let (found, len) = self.judge_pack(pack)?;
         let index = |source| StoreError::Index { source };
         for block in &found.blocks {
             let places = self.index.locations(&block.cid).map_err(index)?;
@@ -207,7 +206,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 let info = PackInfo {
                     class: found.header.class,
                     blocks: u32::try_from(found.blocks.len()).expect("at most PACK_BLOCKS_MAX"),
-                    bytes: bytes.len() as u64,
+                    bytes: len,
                 };
                 return self
                     .index
@@ -216,5 +215,21 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         Ok(())
+    }
+
+    /// Reads a closed pack to the last byte and compares it with its name; answers its length as well.
+    pub(super) fn judge_pack(&self, pack: &PackId) -> Result<(Pack, u64), StoreError> {
+        let bad = |source| StoreError::Pack {
+            pack: *pack,
+            source,
+        };
+        let bytes = self
+            .read_whole(&self.name_of(pack))?
+            .ok_or_else(|| bad(PackError::Length))?;
+        let found = pack::check(&bytes).map_err(bad)?;
+        if found.id != *pack {
+            return Err(bad(PackError::Name));
+        }
+        Ok((found, bytes.len() as u64))
     }
 }

@@ -1,20 +1,21 @@
 //! Opening: what was left open is closed, the index brought up to date, damaged files set aside.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::open_pack::{
     Finish, Held, PackFile, ROOM_CHECK_BYTES, SealedPack, UNFINISHED_MAX, Writer,
 };
 use super::{
-    Born, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
+    Born, Keep, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
     open_number,
 };
 use crate::disk::{Disk, Group, lock};
 use crate::id::{Cid, PackId};
-use crate::index::Index;
+use crate::index::{Index, Location};
 use crate::pack::{self, Class, Header, PACK_BYTES_MAX, PackWriter};
 
 impl<D: Disk, I: Index> Store<D, I> {
@@ -43,21 +44,38 @@ impl<D: Disk, I: Index> Store<D, I> {
             born: Mutex::default(),
             trouble: Mutex::default(),
             stats: Mutex::default(),
+            used: AtomicU64::new(0),
+            quota: AtomicU64::new(config.quota.unwrap_or(u64::MAX)),
+            cached: RwLock::default(),
+            upkeep: Mutex::default(),
         };
+        store.measure()?;
         let mut report = RecoveryReport::default();
         let names = store
             .disk
             .list()
             .map_err(|source| StoreError::List { source })?;
-        let closed: BTreeMap<PackId, &String> = names
+        let mut closed: BTreeMap<PackId, &String> = BTreeMap::new();
+        for (pack, keep, name) in names
             .iter()
-            .filter_map(|name| Some((closed_id(name)?, name)))
-            .collect();
-        let open: BTreeMap<u64, &String> = names
+            .filter_map(|name| closed_id(name).map(|(pack, keep)| (pack, keep, name)))
+        {
+            // Of one that is both, the kept one counts; the other goes below, once that has proved to be sound.
+            if keep == Keep::Kept {
+                closed.insert(pack, name);
+                store.cached_mut().remove(&pack);
+            } else if let Entry::Vacant(place) = closed.entry(pack) {
+                let len = store.disk.len(name);
+                let len = len.map_err(|source| StoreError::List { source })?;
+                place.insert(name);
+                store.cached_mut().insert(pack, len);
+            }
+        }
+        let open: BTreeMap<(u64, Keep), &String> = names
             .iter()
             .filter_map(|name| Some((open_number(name)?, name)))
             .collect();
-        lock(&store.writer).next_number = open.keys().last().map_or(0, |last| last + 1);
+        lock(&store.writer).next_number = open.keys().last().map_or(0, |(last, _)| last + 1);
         let mut damaged = Vec::new();
 
         let known: BTreeSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
@@ -88,8 +106,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                 Err(error) => return Err(error),
             }
         }
-        for name in open.into_values() {
-            if !store.recover(name, &mut report)? {
+        for ((_, keep), name) in open {
+            if !store.recover(name, keep, &mut report)? {
                 damaged.push(name.clone());
             }
         }
@@ -108,11 +126,32 @@ impl<D: Disk, I: Index> Store<D, I> {
             .disk
             .sync_names()
             .map_err(|source| StoreError::Sync { source })?;
+        store.drop_twins(&names);
+        store.measure()?;
         Ok((store, report))
     }
 
+    /// Removes the cached file of a pack whose kept file is there and sound: a change of name that a crash undid in part.
+    fn drop_twins(&self, names: &[String]) {
+        for (pack, keep) in names.iter().filter_map(|name| closed_id(name)) {
+            if keep == Keep::Cached
+                && self.keep_of(&pack) == Keep::Kept
+                && names.contains(&closed_name(&pack, Keep::Kept))
+                && self.judge_pack(&pack).is_ok()
+            {
+                // If it stays, the next start removes it.
+                let _ = self.disk.remove(&closed_name(&pack, Keep::Cached));
+            }
+        }
+    }
+
     /// Takes up a pack that was open; false if it is damaged in the middle.
-    fn recover(&self, name: &str, report: &mut RecoveryReport) -> Result<bool, StoreError> {
+    fn recover(
+        &self,
+        name: &str,
+        keep: Keep,
+        report: &mut RecoveryReport,
+    ) -> Result<bool, StoreError> {
         let Some(bytes) = self.read_whole(name)? else {
             return Ok(false);
         };
@@ -135,6 +174,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let file = Arc::new(PackFile {
             name: RwLock::new(name.to_owned()),
             spoilt: AtomicBool::new(false),
+            keep,
         });
         {
             let mut held = self.held_mut();
@@ -171,22 +211,25 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// `pack` is its name if the index knows it.
     fn salvage(&self, name: &str, pack: Option<&PackId>) -> Result<String, StoreError> {
         if let Some(bytes) = self.read_whole(name)? {
+            let keep = keep_of_name(name);
             let class = Header::decode(&bytes).map_or(Class::Bulk, |header| header.class);
             for block in pack::scan(&bytes).blocks {
                 let places = self
                     .index
                     .locations(&block.cid)
                     .map_err(|source| StoreError::Index { source })?;
-                if places.iter().all(|place| Some(&place.pack) == pack) {
+                // What is kept is not left to a cached copy.
+                let relies = |place: &Location| {
+                    Some(&place.pack) != pack
+                        && (keep == Keep::Cached || self.keep_of(&place.pack) == Keep::Kept)
+                };
+                if !places.iter().any(relies) {
                     let data = bytes.get(block.range()).unwrap_or_default();
-                    self.write(
-                        class,
-                        Verified {
-                            cid: block.cid,
-                            bytes: data,
-                        },
-                        None,
-                    )?;
+                    let block = Verified {
+                        cid: block.cid,
+                        bytes: data,
+                    };
+                    self.write(class, keep, block, None, false)?;
                 }
             }
             self.flush()?;
@@ -221,6 +264,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let file = Arc::new(PackFile {
             name: RwLock::new(name.to_owned()),
             spoilt: AtomicBool::new(true),
+            keep: keep_of_name(name),
         });
         let mut held = self.held_mut();
         for block in pack::scan(&bytes).blocks {
@@ -239,7 +283,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// Any of [`StoreError`]; then the pack is as before.
     pub fn quarantine(&self, pack: &PackId) -> Result<String, StoreError> {
-        let name = closed_name(pack);
+        let _upkeep = lock(&self.upkeep);
+        let name = self.name_of(pack);
         let known: Vec<Cid> = match self.read_whole(&name)? {
             // The footer may be what is damaged: sound blocks are found without it.
             Some(bytes) => pack::scan(&bytes)
@@ -254,6 +299,12 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.index
             .remove_pack(pack, &known)
             .map_err(|source| StoreError::Index { source })?;
+        self.cached_mut().remove(pack);
         Ok(kept)
     }
+}
+
+/// Whether the file of a pack, closed or open, is a cached one.
+fn keep_of_name(name: &str) -> Keep {
+    Keep::split(name).map_or(Keep::Kept, |(_, keep)| keep)
 }

@@ -1,0 +1,190 @@
+//! How much room there is: the quota, the floor, and what goes when either is reached.
+
+use std::sync::atomic::Ordering;
+
+use super::open_pack::ROOM_CHECK_BYTES;
+use super::{Keep, Store, StoreError, closed_id, open_number};
+use crate::disk::{Disk, lock};
+use crate::id::Cid;
+use crate::index::Index;
+
+/// What stays free on a disk, so that logs, the index and the rest of the system can go on.
+pub const FREE_FLOOR: u64 = 1 << 30;
+/// On a disk of less than this many times [`FREE_FLOOR`] the floor is that part of it: 64 MiB of a GiB.
+const FLOOR_PART: u64 = 16;
+
+/// What the store takes, and what it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Blocks in packs; one that lies in two counts twice.
+    pub blocks: u64,
+    /// Bytes of the files of packs, those set aside included.
+    pub bytes: u64,
+    /// Of these, in cached packs: dropped when room is needed.
+    pub cached: u64,
+    /// Most bytes there may be.
+    pub quota: Option<u64>,
+    /// Bytes free on the disk, where it can tell.
+    pub free: Option<u64>,
+    /// Bytes that must stay free.
+    pub floor: u64,
+}
+
+/// Why a block was not written, and how many bytes are lacking for it; none if room is not the matter.
+pub(super) struct Lack {
+    pub(super) bytes: u64,
+    pub(super) error: Box<StoreError>,
+}
+
+impl From<StoreError> for Lack {
+    fn from(error: StoreError) -> Self {
+        Self {
+            bytes: 0,
+            error: Box::new(error),
+        }
+    }
+}
+
+impl<D: Disk, I: Index> Store<D, I> {
+    /// What must stay free.
+    fn floor(&self) -> u64 {
+        self.config.free_floor.unwrap_or_else(|| {
+            let part = self.disk.size().map_or(u64::MAX, |size| size / FLOOR_PART);
+            FREE_FLOOR.min(part)
+        })
+    }
+
+    /// Sets the quota from now on. What is stored stays; cached packs go when the next block needs room.
+    pub fn set_quota(&self, quota: Option<u64>) {
+        self.quota
+            .store(quota.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What the store takes, and what it may.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage {
+            blocks: self.held().len() as u64,
+            bytes: self.used.load(Ordering::Relaxed),
+            cached: self.cached().bytes(),
+            quota: Some(self.quota.load(Ordering::Relaxed)).filter(|quota| *quota != u64::MAX),
+            free: self.disk.free(),
+            floor: self.floor(),
+        };
+        for (_, info) in self.packs()? {
+            usage.blocks += u64::from(info.blocks);
+        }
+        Ok(usage)
+    }
+
+    /// Counts what is on the disk, and footers to come.
+    pub(super) fn measure(&self) -> Result<(), StoreError> {
+        let list = |source| StoreError::List { source };
+        let mut used = 0;
+        for name in self.disk.list().map_err(list)? {
+            let ours = closed_id(&name).is_some()
+                || open_number(&name).is_some()
+                || name.ends_with(".bad");
+            if ours {
+                used += self.disk.len(&name).map_err(list)?;
+            }
+        }
+        let state = lock(&self.writer);
+        let open = state.open.values().map(|open| &open.writer);
+        let unfinished = open.chain(state.sealed.iter().map(|pack| &pack.writer));
+        used += unfinished.map(|writer| writer.footer_bytes()).sum::<u64>();
+        drop(state);
+        self.used.store(used, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn more_used(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn less_used(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Refuses `bytes` more for a block when the quota would be exceeded or less than the floor would be free.
+    pub(super) fn check_room(
+        &self,
+        since_look: &mut u64,
+        bytes: u64,
+        cid: &Cid,
+        len: usize,
+    ) -> Result<(), Lack> {
+        let (used, quota) = (
+            self.used.load(Ordering::Relaxed),
+            self.quota.load(Ordering::Relaxed),
+        );
+        let wanted = used.saturating_add(bytes);
+        if wanted > quota {
+            return Err(Lack {
+                bytes: wanted - quota,
+                error: Box::new(StoreError::Quota {
+                    cid: *cid,
+                    len,
+                    used,
+                    quota,
+                }),
+            });
+        }
+        if *since_look < ROOM_CHECK_BYTES {
+            return Ok(());
+        }
+        let floor = self.floor();
+        let wanted = floor.saturating_add(bytes);
+        if let Some(free) = self.disk.free().filter(|free| *free < wanted) {
+            return Err(Lack {
+                bytes: wanted - free,
+                error: Box::new(StoreError::Floor {
+                    cid: *cid,
+                    len,
+                    free,
+                    floor,
+                }),
+            });
+        }
+        *since_look = 0;
+        Ok(())
+    }
+
+    /// Drops cached packs for so many bytes; false if there are none.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<bool, StoreError> {
+        let mut dropped = self.drop_cached(bytes)?;
+        if dropped < bytes {
+            // What was fetched last goes as well; it has to be a pack first.
+            {
+                let mut state = lock(&self.writer);
+                for kind in state.kinds_with_blocks() {
+                    if kind.1 == Keep::Cached {
+                        state.seal(kind);
+                    }
+                }
+            }
+            self.finish()?;
+            dropped += self.drop_cached(bytes - dropped)?;
+        }
+        Ok(dropped > 0)
+    }
+
+    fn drop_cached(&self, bytes: u64) -> Result<u64, StoreError> {
+        let victims = self.cached().victims(bytes);
+        let mut dropped = 0;
+        for pack in victims {
+            if dropped >= bytes {
+                break;
+            }
+            match self.evict(&pack) {
+                Ok(bytes) => dropped += bytes,
+                // Somebody was faster: it is kept now, or gone.
+                Err(_) if self.keep_of(&pack) == Keep::Kept => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(dropped)
+    }
+}
