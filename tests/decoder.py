@@ -347,6 +347,12 @@ def hpke_open(secret, info, aad, envelope):
     return chacha20poly1305_open(key, nonce, aad, sealed)
 
 
+def hpke_ephemeral(material):
+    """RFC 9180, 7.1.3, DeriveKeyPair for X25519: the encapsulated key that follows from this input keying material."""
+    kem = b"KEM" + struct.pack(">H", 0x0020)
+    return x25519_public(_labeled_expand(kem, _labeled_extract(kem, b"", b"dkp_prk", material), b"sk", b"", 32))
+
+
 # --- The above against what their own standards state ---------------------------------------------------------------------------------------
 
 def check_primitives():
@@ -1755,6 +1761,11 @@ def check_epoch(vector):
         found = hpke_open(bytes.fromhex(vector["secret"]), b"kith envelope 1" + bound, b"", sealed)
     refuse_if(found is None, "does not open")
     expect(found.hex(), vector["opens_to"], "opened")
+    if vector["kind"] == "envelope":
+        # One plaintext, one ephemeral key: all that is left of HPKE follows from them.
+        seed = derive("kith envelope seed 1", found + one + other + part)
+        material = blake3_keyed(derive("kith rng 1", seed), bytes(8), 64)[32:]
+        refuse_if(hpke_ephemeral(material) != sealed[:32], "is not the one that its part makes")
 
 
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------

@@ -134,16 +134,11 @@ mod tests {
             )
         };
         let to = DeviceKeys::generate(&mut rng).agree_public();
-        let envelope = |epoch, part, rng: &mut Rng| {
-            Envelope::seal(&space, epoch, to, part, &[8; 64], rng).unwrap()
-        };
+        let envelope = |epoch, part| Envelope::seal(&space, epoch, to, part, &[8; 64]).unwrap();
         let good = Opened {
             epoch: Some(record),
             links: vec![link(6, &mut rng), link(7, &mut rng)],
-            envelopes: vec![
-                envelope(id, KeyPart::Holder, &mut rng),
-                envelope(id, KeyPart::Member, &mut rng),
-            ],
+            envelopes: vec![envelope(id, KeyPart::Holder), envelope(id, KeyPart::Member)],
             ..Opened::default()
         };
         let read = |opened: &Opened| Opened::decode(&opened.encode(), &space);
@@ -165,7 +160,7 @@ mod tests {
         twice.extend_from_slice(&good.encode());
         assert_eq!(Opened::decode(&twice, &space), None);
         let many: Vec<Envelope> = (0..17)
-            .map(|n| envelope(EpochId([n; 32]), KeyPart::Holder, &mut rng))
+            .map(|n| envelope(EpochId([n; 32]), KeyPart::Holder))
             .collect();
         assert_eq!(
             read(&Opened {

@@ -71,19 +71,16 @@ mod tests {
         let secret = AgreeSecret::from_bytes(rng.bytes());
         let to_second = links(&third, &second, &space, &mut rng);
         let to_first = links(&second, &first, &space, &mut rng);
-        let envelope = |part, keys: &[u8; PART_LEN], rng: &mut Rng| {
-            Envelope::seal(
-                &space,
-                third.record.id(&space),
-                secret.public(),
-                part,
-                keys,
-                rng,
-            )
-            .unwrap()
+        let envelope = |part, keys: &[u8; PART_LEN]| {
+            Envelope::seal(&space, third.record.id(&space), secret.public(), part, keys).unwrap()
         };
-        let for_holder = envelope(KeyPart::Holder, &third.holder.to_bytes(), &mut rng);
-        let for_member = envelope(KeyPart::Member, &third.member.to_bytes(), &mut rng);
+        let for_holder = envelope(KeyPart::Holder, &third.holder.to_bytes());
+        let for_member = envelope(KeyPart::Member, &third.member.to_bytes());
+        assert_eq!(
+            for_member,
+            envelope(KeyPart::Member, &third.member.to_bytes()),
+            "whoever has the part makes the same envelope"
+        );
         type Step<'a> = Box<dyn Fn(&mut KeyRing) + 'a>;
         let mut steps: Vec<Step<'_>> = Vec::new();
         for epoch in [&first, &second, &third] {

@@ -19,7 +19,7 @@ pub use seal::{NotReady, SealState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kith_object::id::{DeviceId, EntryId, EpochId, SpaceId};
-use kith_object::key::{AgreeSecret, DeviceKeys, Secret};
+use kith_object::key::{AgreeKey, AgreeSecret, DeviceKeys, Secret};
 use kith_object::time::Hlc;
 
 use crate::access::bits::Bits;
@@ -215,6 +215,8 @@ pub struct Replica {
     verdict: Verdict,
     access: Access,
     sealing: SealState,
+    /// What envelopes must hold, as far as that was ever asked: hashes of their sealed bytes.
+    resealed: BTreeMap<(EpochId, AgreeKey, KeyPart), [u8; 32]>,
     /// Epochs that entries which count are sealed under, and how many.
     used: BTreeMap<EpochId, usize>,
     used_changed: bool,
@@ -286,6 +288,7 @@ impl Replica {
             verdict: Verdict::default(),
             access: Access::default(),
             sealing: SealState::NeedsEpoch(NotReady::NoEpoch),
+            resealed: BTreeMap::new(),
             used: BTreeMap::new(),
             used_changed: false,
             stale: false,

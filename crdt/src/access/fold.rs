@@ -40,6 +40,8 @@ pub(crate) struct Verdict {
     pub(crate) removals: BTreeMap<DeviceId, Vec<u32>>,
     /// Epochs that count, and who was sent which part of their keys by entries that count.
     pub(crate) epochs: BTreeMap<EpochId, BTreeSet<(AgreeKey, KeyPart)>>,
+    /// The entries whose envelopes of it those are, by their places.
+    pub(crate) envelopes: BTreeMap<EpochId, Vec<u32>>,
     /// Devices that opened each of them, and so chose its keys, whoever they were sent to; the root is not told.
     pub(crate) makers: BTreeMap<EpochId, BTreeSet<DeviceId>>,
     /// An entry of an admin or the root holds what this program does not know.
@@ -221,7 +223,7 @@ impl<'a> Fold<'a> {
         }
         verdict.removals.retain(|_, list| !list.is_empty());
         let mut opened: BTreeMap<EpochId, Vec<u32>> = BTreeMap::new();
-        let mut sent: Vec<(EpochId, AgreeKey, KeyPart)> = Vec::new();
+        let mut sent: Vec<(EpochId, AgreeKey, KeyPart, u32)> = Vec::new();
         for (place, item) in (0u32..).zip(self.items) {
             let by_root = item.author == self.root;
             let role = verdict.role_at(&item.author, item.past);
@@ -246,12 +248,9 @@ impl<'a> Fold<'a> {
                         .entry(member.device)
                         .or_default()
                         .push((place, member.role));
-                    sent.extend(
-                        content
-                            .envelopes
-                            .iter()
-                            .map(|envelope| (envelope.epoch, envelope.recipient, envelope.part)),
-                    );
+                    sent.extend(content.envelopes.iter().map(|envelope| {
+                        (envelope.epoch, envelope.recipient, envelope.part, place)
+                    }));
                 }
             }
             if let Some(record) = &content.epoch {
@@ -273,6 +272,7 @@ impl<'a> Fold<'a> {
                     if !by_root {
                         verdict.makers.entry(id).or_default().insert(item.author);
                     }
+                    verdict.envelopes.entry(id).or_default().push(place);
                     let to = verdict.epochs.entry(id).or_default();
                     to.extend(
                         content
@@ -283,9 +283,13 @@ impl<'a> Fold<'a> {
                 }
             }
         }
-        for (epoch, recipient, part) in sent {
+        for (epoch, recipient, part, place) in sent {
             if let Some(to) = verdict.epochs.get_mut(&epoch) {
                 to.insert((recipient, part));
+                let places = verdict.envelopes.entry(epoch).or_default();
+                if places.last() != Some(&place) {
+                    places.push(place);
+                }
             }
         }
         verdict

@@ -222,16 +222,21 @@ impl Envelope {
     }
 
     /// Seals a part to a key; `None` if no secret belongs to that key.
+    ///
+    /// Whoever has the part gets the same bytes, and so can tell whether another's envelope holds it: see
+    /// `protocol/spec/epoch.md`, "Envelopes".
     pub fn seal(
         space: &SpaceId,
         epoch: EpochId,
         recipient: AgreeKey,
         part: KeyPart,
         keys: &[u8; PART_LEN],
-        rng: &mut Rng,
     ) -> Option<Self> {
         let info = Self::info(space, &epoch, &recipient, part);
-        let sealed = seal_to(&recipient, &info, &[], keys, rng)?;
+        let material =
+            Zeroizing::new([keys.as_slice(), &epoch.0, &recipient.0, &[part.byte()]].concat());
+        let seed = Zeroizing::new(derive("kith envelope seed 1", &material));
+        let sealed = seal_to(&recipient, &info, &[], keys, &mut Rng::from_seed(*seed))?;
         let sealed = sealed
             .try_into()
             .expect("encapsulated key, 64 bytes and tag");
@@ -241,6 +246,23 @@ impl Envelope {
             part,
             sealed,
         })
+    }
+
+    /// What a liar makes: it opens to those bytes, and is not what an honest device would have made.
+    #[cfg(test)]
+    pub(crate) fn falsely(&self, space: &SpaceId, keys: &[u8; PART_LEN], rng: &mut Rng) -> Self {
+        let info = Self::info(space, &self.epoch, &self.recipient, self.part);
+        let sealed =
+            seal_to(&self.recipient, &info, &[], keys, rng).expect("a secret belongs to it");
+        Self {
+            sealed: sealed.try_into().expect("as long as a true one"),
+            ..self.clone()
+        }
+    }
+
+    /// A short name of the sealed bytes, to compare them by.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        *blake3::hash(&self.sealed).as_bytes()
     }
 
     /// The part; `None` if it is not for this key or was altered. The caller checks it against the epoch's id.

@@ -119,6 +119,13 @@ impl KeyRing {
         }
     }
 
+    /// Whether this ring can open envelopes to that key.
+    pub fn is_sealed_to(&self, recipient: &AgreeKey) -> bool {
+        self.secrets
+            .iter()
+            .any(|secret| secret.public() == *recipient)
+    }
+
     /// Takes in an envelope; ignores it if it is for others.
     pub fn add_envelope(&mut self, envelope: &Envelope) {
         let secret = self
@@ -192,6 +199,14 @@ impl KeyRing {
         self.known.get(epoch)?.member.as_ref()
     }
 
+    /// The bytes of a part, if it could be opened.
+    pub fn part(&self, epoch: &EpochId, part: KeyPart) -> Option<Zeroizing<[u8; PART_LEN]>> {
+        match part {
+            KeyPart::Holder => self.holder(epoch).map(HolderPart::to_bytes),
+            KeyPart::Member => self.member(epoch).map(MemberPart::to_bytes),
+        }
+    }
+
     /// Epochs of which a key was learned since the last call.
     pub fn take_news(&mut self) -> BTreeSet<EpochId> {
         std::mem::take(&mut self.news)
@@ -200,6 +215,14 @@ impl KeyRing {
     /// All known epochs.
     pub fn epochs(&self) -> impl Iterator<Item = (&EpochId, &EpochRecord)> {
         self.known.iter().map(|(id, known)| (id, &known.record))
+    }
+
+    /// The parents in an epoch's record.
+    pub fn parents(&self, epoch: &EpochId) -> &[EpochId] {
+        self.known
+            .get(epoch)
+            .map(|known| known.record.parents.as_slice())
+            .unwrap_or_default()
     }
 
     /// The epochs before these, by the parents in their records, however far.

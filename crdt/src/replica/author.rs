@@ -78,7 +78,7 @@ impl Replica {
             (genesis.recovery, KeyPart::Holder),
             (genesis.recovery, KeyPart::Member),
         ]);
-        let envelopes = replica.envelopes(record.id(&replica.space), &to, &holder, &member, rng);
+        let envelopes = replica.envelopes(record.id(&replica.space), &to, &holder, &member);
         let open = Opened {
             genesis: Some(genesis),
             epoch: Some(record),
@@ -350,7 +350,7 @@ impl Replica {
             .collect();
         for head in heads {
             if let (Some(holder), Some(member)) = (self.ring.holder(head), self.ring.member(head)) {
-                envelopes.extend(self.envelopes(*head, &to, holder, member, rng));
+                envelopes.extend(self.envelopes(*head, &to, holder, member));
             }
         }
         let open = Opened {

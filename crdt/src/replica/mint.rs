@@ -154,7 +154,7 @@ impl Replica {
             );
         }
         links.sort_by_key(Link::order);
-        let envelopes = self.envelopes(id, to, &holder, &member, rng);
+        let envelopes = self.envelopes(id, to, &holder, &member);
         Ok(Minted {
             record,
             links,
@@ -168,14 +168,13 @@ impl Replica {
         to: &BTreeSet<(AgreeKey, KeyPart)>,
         holder: &HolderPart,
         member: &MemberPart,
-        rng: &mut Rng,
     ) -> Vec<Envelope> {
         let seal = |(recipient, part): &(AgreeKey, KeyPart)| {
             let keys = match part {
                 KeyPart::Holder => holder.to_bytes(),
                 KeyPart::Member => member.to_bytes(),
             };
-            Envelope::seal(&self.space, epoch, *recipient, *part, &keys, rng)
+            Envelope::seal(&self.space, epoch, *recipient, *part, &keys)
         };
         to.iter().filter_map(seal).collect()
     }

@@ -1,13 +1,13 @@
 //! Under which epoch, if any, a device may seal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kith_object::id::{DeviceId, EpochId};
 use kith_object::key::AgreeKey;
 
 use super::Replica;
 use crate::access::{Access, Role};
-use crate::epoch::KeyPart;
+use crate::epoch::{Envelope, KeyPart};
 
 /// Whether a device may seal, and under which epoch.
 ///
@@ -32,6 +32,9 @@ pub enum NotReady {
     /// Its keys were not sent to this device, or have not arrived.
     #[error("the keys of the current epoch have not arrived yet")]
     Unopened,
+    /// An envelope of it does not hold its keys: who opened it keeps them from a device or from the words.
+    #[error("an envelope of the current epoch does not hold its keys")]
+    False,
     /// Its keys were sent to other devices than belong now.
     #[error("the current epoch is not sealed to exactly the devices that belong")]
     Recipients,
@@ -43,6 +46,9 @@ pub enum NotReady {
     Unlinked,
 }
 
+/// Epochs looked at before a new one is opened: a member that heaps up unfit ones finds an end here.
+const EPOCHS_WEIGHED_MAX: usize = 1024;
+
 impl Replica {
     pub(super) fn renew_sealing(&mut self) {
         self.sealing = match self.me.and_then(|me| self.access.role(&me)) {
@@ -51,22 +57,59 @@ impl Replica {
         };
     }
 
-    /// The epoch that a device of this role may seal under. Of several that will do, the first in order, so that devices
-    /// that opened one each at the same time agree without opening yet another.
-    pub(super) fn sealing_as(&self, role: Role) -> SealState {
+    /// The epoch that a device of this role may seal under: one that is fit and that no other fit one follows. Of several,
+    /// the first in order, so that devices that opened one each at the same time agree without opening yet another.
+    ///
+    /// Unfit followers do not matter as long as nothing is sealed under them: what makes an epoch fit is judged by who
+    /// belongs now. So a member that opens one unfit epoch after another makes nobody answer each with one more.
+    pub(super) fn sealing_as(&mut self, role: Role) -> SealState {
         let wanted = recipients(&self.access, None);
         let mut reason = NotReady::NoEpoch;
-        for epoch in &self.access.epoch_heads {
+        let heads: BTreeSet<EpochId> = self.access.epoch_heads.clone();
+        for epoch in &heads {
             match self.check_epoch(epoch, role >= Role::Member, &wanted) {
                 Ok(()) => return SealState::Ready(*epoch),
                 Err(why) => reason = why,
             }
         }
+        // No head will do: those before them, each once all that follow it were found unfit.
+        let mut followers: BTreeMap<EpochId, usize> = BTreeMap::new();
+        for epoch in self.verdict.epochs.keys() {
+            for parent in self.ring.parents(epoch) {
+                *followers.entry(*parent).or_default() += 1;
+            }
+        }
+        let mut layer = heads;
+        let mut left = EPOCHS_WEIGHED_MAX;
+        while !layer.is_empty() {
+            let mut before = BTreeSet::new();
+            for parent in layer.iter().flat_map(|epoch| self.ring.parents(epoch)) {
+                if let Some(count) = followers.get_mut(parent) {
+                    *count -= 1;
+                    if *count == 0 && self.verdict.epochs.contains_key(parent) {
+                        before.insert(*parent);
+                    }
+                }
+            }
+            for epoch in &before {
+                if left == 0 {
+                    return SealState::NeedsEpoch(reason);
+                }
+                left -= 1;
+                if self
+                    .check_epoch(epoch, role >= Role::Member, &wanted)
+                    .is_ok()
+                {
+                    return SealState::Ready(*epoch);
+                }
+            }
+            layer = before;
+        }
         SealState::NeedsEpoch(reason)
     }
 
     fn check_epoch(
-        &self,
+        &mut self,
         epoch: &EpochId,
         keyed: bool,
         wanted: &BTreeSet<(AgreeKey, KeyPart)>,
@@ -75,26 +118,116 @@ impl Replica {
         if self.verdict.epochs.get(epoch) != Some(wanted) || !self.made_by_members(epoch, None) {
             return Err(NotReady::Recipients);
         }
-        if self.ring.holder(epoch).is_none() || (keyed && self.ring.member(epoch).is_none()) {
-            return Err(NotReady::Unopened);
-        }
-        if keyed && self.is_exposed(epoch, wanted, None) {
-            return Err(NotReady::Exposed);
-        }
         let parts: &[KeyPart] = if keyed {
             &[KeyPart::Holder, KeyPart::Member]
         } else {
             &[KeyPart::Holder]
         };
-        // A newcomer is sent the keys of every head, so it is enough that some head leads there.
-        let heads = || self.access.epoch_heads.iter().copied();
+        for part in parts {
+            if self.ring.part(epoch, *part).is_none() {
+                // All envelopes are here. If one of them is to a secret of ours, it does not hold what it should.
+                let ours =
+                    |(to, of): &(AgreeKey, KeyPart)| of == part && self.ring.is_sealed_to(to);
+                let sent = wanted.iter().any(ours);
+                return Err(if sent {
+                    NotReady::False
+                } else {
+                    NotReady::Unopened
+                });
+            }
+        }
+        if keyed && self.is_exposed(epoch, wanted, None) {
+            return Err(NotReady::Exposed);
+        }
         if parts
             .iter()
-            .any(|part| !self.unlinked(heads(), *part).is_empty())
+            .any(|part| !self.leads_far_enough(epoch, *part))
         {
             return Err(NotReady::Unlinked);
         }
+        if parts.iter().any(|part| self.is_false(epoch, *part, wanted)) {
+            return Err(NotReady::False);
+        }
         Ok(())
+    }
+
+    /// Whether those who are sent this epoch's keys can read everything.
+    fn leads_far_enough(&mut self, epoch: &EpochId, part: KeyPart) -> bool {
+        let heads = &self.access.epoch_heads;
+        if heads.contains(epoch) {
+            // A newcomer is sent the keys of every head, so it is enough that some head leads there.
+            return self.unlinked(heads.iter().copied(), part).is_empty();
+        }
+        // What others wrote under a follower must be read too, so there is no way back behind it. Who writes under one
+        // that it made false itself keeps nobody from going on without it.
+        let reached = self.ring.reached([*epoch], part);
+        let beyond: Vec<EpochId> = self
+            .used
+            .keys()
+            .filter(|other| **other != EpochId::default() && !reached.contains(other))
+            .copied()
+            .collect();
+        beyond.into_iter().all(|other| self.is_made_false(&other))
+    }
+
+    /// Whether the epoch withholds its keys from one it claims to be sealed to, as far as this device can tell.
+    fn is_made_false(&mut self, epoch: &EpochId) -> bool {
+        let Some(claimed) = self.verdict.epochs.get(epoch).cloned() else {
+            return false;
+        };
+        [KeyPart::Holder, KeyPart::Member].into_iter().any(|part| {
+            if self.ring.part(epoch, part).is_some() {
+                return self.is_false(epoch, part, &claimed);
+            }
+            claimed
+                .iter()
+                .any(|(to, of)| *of == part && self.ring.is_sealed_to(to))
+        })
+    }
+
+    /// Whether one of those who are to have this part has no envelope that holds it.
+    ///
+    /// Everybody who has the part comes to the same bytes, so an envelope to another can be tested without its secret.
+    /// Several envelopes to one key may stand in several entries; one that is true is enough.
+    fn is_false(
+        &mut self,
+        epoch: &EpochId,
+        part: KeyPart,
+        wanted: &BTreeSet<(AgreeKey, KeyPart)>,
+    ) -> bool {
+        let Some(keys) = self.ring.part(epoch, part) else {
+            return true;
+        };
+        let mut missing: BTreeSet<AgreeKey> = wanted
+            .iter()
+            .filter(|(_, of)| *of == part)
+            .map(|(to, _)| *to)
+            .collect();
+        let places = self.verdict.envelopes.get(epoch);
+        let contents = places
+            .into_iter()
+            .flatten()
+            .filter_map(|place| {
+                self.entries
+                    .get(usize::try_from(*place).ok()?)?
+                    .content
+                    .as_ref()
+            })
+            .flat_map(|content| &content.envelopes);
+        for envelope in contents.filter(|other| other.epoch == *epoch && other.part == part) {
+            if !missing.contains(&envelope.recipient) {
+                continue;
+            }
+            let key = (*epoch, envelope.recipient, part);
+            let expected = self.resealed.entry(key).or_insert_with(|| {
+                let made = Envelope::seal(&self.space, *epoch, envelope.recipient, part, &keys);
+                made.map_or([0; 32], |made| made.fingerprint())
+            });
+            if *expected == envelope.fingerprint() {
+                missing.remove(&envelope.recipient);
+            }
+        }
+        !missing.is_empty()
     }
 
     /// Whether all who opened the epoch are members now, save `except`.

@@ -46,7 +46,7 @@ fn epoch_for(mesh: &mut Mesh, home: &Home, to: &[AgreeKey]) -> Opened {
             (KeyPart::Holder, holder.to_bytes()),
             (KeyPart::Member, member.to_bytes()),
         ] {
-            envelopes.push(Envelope::seal(&space, id, *key, part, &keys, &mut mesh.rng).unwrap());
+            envelopes.push(Envelope::seal(&space, id, *key, part, &keys).unwrap());
         }
     }
     Opened {
@@ -427,64 +427,226 @@ fn epoch_that_leaks_or_cheats_is_never_sealed_under() {
     let outsider = mesh.keys();
     let recovery = first.replica.access().recovery.unwrap();
     let all = [first.keys.agree_public(), bad.keys.agree_public(), recovery];
-    // Sealed to an outsider too.
+    let good = first.replica.seal_state();
+    assert!(matches!(good, SealState::Ready(_)));
     let mut wide = all.to_vec();
     wide.push(outsider.agree_public());
-    let open = epoch_for(&mut mesh, &first, &wide);
-    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
-    first.feed(&entry);
-    bad.feed(&entry);
-    assert_eq!(
-        first.replica.seal_state(),
-        SealState::NeedsEpoch(NotReady::Recipients)
-    );
-    assert_eq!(mesh.write(&mut first, "one").len(), 2);
-    // Sealed to nobody but itself.
-    bad.pull(&first);
-    let open = epoch_for(&mut mesh, &first, &[bad.keys.agree_public()]);
-    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
-    first.feed(&entry);
-    assert_eq!(mesh.write(&mut first, "two").len(), 2);
-    // With envelopes that do not hold what the epoch commits to.
-    bad.pull(&first);
-    let mut open = epoch_for(&mut mesh, &first, &all);
-    for envelope in &mut open.envelopes {
-        let keys = [7; 64];
-        *envelope = Envelope::seal(
-            &first.replica.space(),
-            envelope.epoch,
-            envelope.recipient,
-            envelope.part,
-            &keys,
-            &mut mesh.rng,
-        )
-        .unwrap();
+    // Sealed to an outsider too; to nobody but itself; with envelopes that do not hold what the epoch commits to.
+    let leaks = epoch_for(&mut mesh, &first, &wide);
+    let selfish = epoch_for(&mut mesh, &first, &[bad.keys.agree_public()]);
+    let mut hollow = epoch_for(&mut mesh, &first, &all);
+    for envelope in &mut hollow.envelopes {
+        *envelope = envelope.falsely(&first.replica.space(), &[7; 64], &mut mesh.rng);
     }
-    let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
-    first.feed(&entry);
-    assert_eq!(
-        first.replica.seal_state(),
-        SealState::NeedsEpoch(NotReady::Unopened)
-    );
-    let now = mesh.tick();
-    let mended = first
-        .replica
-        .mint_epoch(&first.keys, now, &mut mesh.rng)
-        .unwrap();
-    first.keep(mended);
-    assert!(matches!(first.replica.seal_state(), SealState::Ready(_)));
+    for (round, open) in [leaks, selfish, hollow].into_iter().enumerate() {
+        let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+        first.feed(&entry);
+        bad.feed(&entry);
+        // The epoch before it is still sealed to those who belong: no answer is needed.
+        assert_eq!(first.replica.seal_state(), good, "round {round}");
+        assert_eq!(mesh.write(&mut first, &format!("{round}")).len(), 1);
+        bad.pull(&first);
+    }
     // Without links to earlier keys: a newcomer could not read the past.
-    bad.pull(&first);
     let open = epoch_for(&mut mesh, &bad, &all);
     let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
     first.feed(&entry);
-    assert_eq!(
-        first.replica.seal_state(),
-        SealState::NeedsEpoch(NotReady::Unlinked)
-    );
-    assert_eq!(mesh.write(&mut first, "three").len(), 2);
+    assert_eq!(first.replica.seal_state(), good);
+    assert_eq!(mesh.write(&mut first, "three").len(), 1);
     let newcomer = mesh.join(&mut first, Role::Member, "newcomer");
     assert_eq!(newcomer.texts(), first.texts());
+    // Once the good one is sealed to the wrong devices, there is no way back: one child follows all the bad ones.
+    let leaver = newcomer.id();
+    let mut newcomer = newcomer;
+    let left = mesh.remove(&mut newcomer, leaver);
+    first.feed_all(&left);
+    assert!(matches!(
+        first.replica.seal_state(),
+        SealState::NeedsEpoch(_)
+    ));
+    assert_eq!(mesh.write(&mut first, "four").len(), 2);
+    assert_eq!(mesh.write(&mut first, "five").len(), 1);
+}
+
+/// An epoch like the heads' best child, but for the envelopes that `spoil` names.
+fn false_epoch(
+    mesh: &mut Mesh,
+    home: &Home,
+    to: &[AgreeKey],
+    spoil: &dyn Fn(&Envelope) -> bool,
+) -> Opened {
+    let mut open = epoch_for(mesh, home, to);
+    for envelope in open.envelopes.iter_mut().filter(|envelope| spoil(envelope)) {
+        *envelope = envelope.falsely(&home.replica.space(), &[7; 64], &mut mesh.rng);
+    }
+    open
+}
+
+#[test]
+fn false_envelope_to_the_words_or_to_another_is_seen_by_all_who_have_the_part() {
+    for seed in 0..24u8 {
+        let (mut mesh, mut first) = Mesh::new(120 + seed / 8);
+        let mut other = mesh.join(&mut first, Role::Member, "other");
+        let mut blind = mesh.join(&mut first, Role::Blind, "shelf");
+        let bad = mesh.join(&mut first, Role::Member, "bad");
+        for home in [&mut other, &mut blind] {
+            home.pull(&first);
+        }
+        let recovery = first.replica.access().recovery.unwrap();
+        let all = [
+            first.keys.agree_public(),
+            other.keys.agree_public(),
+            blind.keys.agree_public(),
+            bad.keys.agree_public(),
+            recovery,
+        ];
+        let victim = [recovery, all[0], all[1], all[2]][usize::from(seed % 4)];
+        let part = if seed % 8 < 4 {
+            KeyPart::Holder
+        } else {
+            KeyPart::Member
+        };
+        let mut open = false_epoch(&mut mesh, &bad, &all, &|envelope| {
+            (envelope.recipient, envelope.part) == (victim, part)
+        });
+        // The blind one is sent no member part.
+        open.envelopes
+            .retain(|envelope| (envelope.recipient, envelope.part) != (all[2], KeyPart::Member));
+        let head = open.epoch.as_ref().unwrap().id(&first.replica.space());
+        let links = bad.replica.access().epoch_heads.clone();
+        assert_eq!(links.len(), 1);
+        let before = first.replica.seal_state();
+        let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+        for home in [&mut first, &mut other, &mut blind] {
+            assert_eq!(home.feed(&entry), Inserted::Taken);
+            assert!(home.replica.access().epoch_heads.contains(&head));
+        }
+        for home in [&first, &other] {
+            assert_eq!(home.replica.seal_state(), before, "{victim:?} {part:?}");
+        }
+        mesh.write(&mut first, "kept");
+        other.pull(&first);
+        assert!(other.reads("kept"));
+        let mut words = Home::new(
+            &mesh.keys(),
+            Replica::open_with_recovery(first.replica.space(), None, mesh.root.recovery.clone()),
+        );
+        words.pull(&first);
+        assert!(words.reads("kept"), "the words open what was written");
+    }
+}
+
+/// Links to what came before, by one who has the keys: so that nothing but its envelopes is wrong with an epoch.
+#[test]
+fn only_the_envelope_is_false() {
+    let (mut mesh, mut first) = Mesh::new(124);
+    let mut bad = mesh.join(&mut first, Role::Member, "bad");
+    let good = first.replica.seal_state();
+    for round in 0..30 {
+        // As the program would open one, with one envelope spoilt afterwards.
+        let now = mesh.tick();
+        let mut twin = Home::new(
+            &bad.keys,
+            Replica::open(bad.replica.space(), Some(&bad.keys)),
+        );
+        twin.pull(&bad);
+        let honest = twin
+            .replica
+            .mint_epoch(&bad.keys, now, &mut mesh.rng)
+            .unwrap()
+            .remove(0);
+        let parts = honest.parts().unwrap();
+        let body = parts[0].open(honest.header(), 0, 1, None).unwrap().body;
+        let mut open = Opened::decode(&body, &bad.replica.space()).unwrap();
+        let recovery = first.replica.access().recovery.unwrap();
+        for envelope in &mut open.envelopes {
+            if envelope.recipient == recovery && envelope.part == KeyPart::Member {
+                *envelope = envelope.falsely(&bad.replica.space(), &[7; 64], &mut mesh.rng);
+            }
+        }
+        let head = open.epoch.as_ref().unwrap().id(&bad.replica.space());
+        let entry = mesh.forge_access(&bad, &bad.keys.clone(), None, Some(open), |_| {});
+        assert_eq!(first.feed(&entry), Inserted::Taken);
+        bad.feed(&entry);
+        assert!(first.replica.ring.member(&head).is_some());
+        assert_eq!(first.replica.seal_state(), good, "round {round}");
+        // However many it opens, and whatever it writes under them, nobody answers with one of its own.
+        if round % 2 == 0 {
+            let under = mesh.forge_names(&bad, &bad.keys.clone(), "under it", |header| {
+                header.epoch = head;
+            });
+            assert_eq!(first.feed(&under), Inserted::Taken);
+            assert!(first.replica.counts(&under.id()));
+        }
+        assert_eq!(mesh.write(&mut first, &format!("{round}")).len(), 1);
+        bad.pull(&first);
+    }
+    // The keys of the last good one went to its admission's device: removing it takes one epoch, and that is good.
+    mesh.remove(&mut first, bad.id());
+    assert_eq!(mesh.write(&mut first, "after").len(), 1);
+    let mut words = Home::new(
+        &mesh.keys(),
+        Replica::open_with_recovery(first.replica.space(), None, mesh.root.recovery.clone()),
+    );
+    words.pull(&first);
+    assert!(words.texts().is_superset(&first.texts()) && words.reads("29"));
+}
+
+#[test]
+fn false_envelope_in_an_admission_is_answered_by_one_epoch() {
+    let (mut mesh, mut first) = Mesh::new(125);
+    let mut other = mesh.join(&mut first, Role::Member, "other");
+    let thief = mesh.join_admin(&mut first, "thief");
+    other.pull(&first);
+    let newcomer = mesh.keys();
+    let SealState::Ready(epoch) = first.replica.seal_state() else {
+        panic!("the first can seal");
+    };
+    let envelopes = [KeyPart::Holder, KeyPart::Member]
+        .map(|part| {
+            let sealed = Envelope::seal(
+                &first.replica.space(),
+                epoch,
+                newcomer.agree_public(),
+                part,
+                &[7; 64],
+            );
+            sealed.unwrap()
+        })
+        .to_vec();
+    let open = Opened {
+        envelopes,
+        ..Opened::default()
+    };
+    let entry = mesh.forge_access(
+        &thief,
+        &thief.keys.clone(),
+        admission(&newcomer, Role::Member),
+        Some(open),
+        |_| {},
+    );
+    let mut fresh = Home::new(
+        &newcomer,
+        Replica::open(first.replica.space(), Some(&newcomer)),
+    );
+    fresh.pull(&first);
+    for home in [&mut first, &mut other, &mut fresh] {
+        home.feed(&entry);
+    }
+    for home in [&first, &other] {
+        let state = home.replica.seal_state();
+        assert_eq!(state, SealState::NeedsEpoch(NotReady::False));
+    }
+    // It has not read its own admission, which is sealed under the keys it was denied.
+    let state = fresh.replica.seal_state();
+    assert_eq!(state, SealState::NeedsEpoch(NotReady::NotMember));
+    assert_eq!(mesh.write(&mut first, "one").len(), 2);
+    assert_eq!(mesh.write(&mut first, "two").len(), 1);
+    for home in [&mut other, &mut fresh] {
+        home.pull(&first);
+        assert_eq!(home.replica.seal_state(), first.replica.seal_state());
+        assert_eq!(home.texts(), first.texts());
+    }
 }
 
 #[test]

@@ -392,11 +392,16 @@ fn epoch_vectors() -> Json {
         (KeyPart::Holder, ring.holder(&head).unwrap().to_bytes()),
         (KeyPart::Member, ring.member(&head).unwrap().to_bytes()),
     ] {
-        let envelope =
-            Envelope::seal(&space, head, secret.public(), part, &keys, &mut rng).unwrap();
+        let envelope = Envelope::seal(&space, head, secret.public(), part, &keys).unwrap();
         let mut moved = envelope.clone();
         moved.epoch = first;
-        for (expect, envelope) in [("ok", &envelope), ("does not open", &moved)] {
+        let random = envelope.falsely(&space, &keys, &mut rng);
+        let cases = [
+            ("ok", &envelope),
+            ("does not open", &moved),
+            ("is not the one that its part makes", &random),
+        ];
+        for (expect, envelope) in cases {
             list.push(json!({
                 "name": format!("envelope of the {part:?} part").to_lowercase(),
                 "expect": expect,
@@ -463,8 +468,26 @@ fn epochs_are_as_the_vectors_say() {
             }
             _ => {
                 let secret = AgreeSecret::from_bytes(unhex_32(&vector["secret"]));
-                let opened = Envelope::decode(&body).unwrap().open(&space(), &secret);
-                assert_eq!(opened.map(|keys| json!(hex(keys.as_slice()))), wanted);
+                let envelope = Envelope::decode(&body).unwrap();
+                let opened = envelope.open(&space(), &secret);
+                let made = opened.as_ref().and_then(|keys| {
+                    let Envelope {
+                        epoch,
+                        recipient,
+                        part,
+                        ..
+                    } = envelope;
+                    Envelope::seal(&space(), epoch, recipient, part, keys)
+                });
+                let outcome = match &made {
+                    None => "does not open",
+                    Some(made) if *made != envelope => "is not the one that its part makes",
+                    Some(_) => "ok",
+                };
+                assert_eq!(vector["expect"], outcome, "{}", vector["name"]);
+                if let Some(keys) = opened {
+                    assert_eq!(json!(hex(keys.as_slice())), vector["opens_to"]);
+                }
             }
         }
     }
