@@ -19,7 +19,7 @@ impl Node {
         let traffic = held(&self.traffic).clone();
         let store = self.store.clone();
         let packs = tokio::task::spawn_blocking(move || store.usage()).await;
-        let (blocks, disk_bytes) = packs
+        let usage = packs
             .map_err(|error| {
                 Failure::new(FailureKind::Failed, "count what is stored").because(&error)
             })?
@@ -44,8 +44,8 @@ impl Node {
                     digest: data_encoding::HEXLOWER.encode(&digest),
                     tree: data_encoding::HEXLOWER.encode(&device.tree().fingerprint()),
                     versions: device.tree().version_count() as u64,
-                    blocks,
-                    disk_bytes,
+                    blocks: usage.blocks,
+                    disk_bytes: usage.bytes,
                     conflicts: device.tree().conflicts().len() as u64,
                     writable: device.is_settled()
                         && matches!(device.replica().seal_state(), SealState::Ready(_)),
