@@ -6,12 +6,14 @@ use kith_object::id::{Cid, EntryId, PackId};
 
 use crate::chain::push_record;
 use crate::chain::read::{Reader, len_u32};
+use crate::names::Retention;
 
 const BORN: u16 = 1;
 const RETIRED: u16 = 2;
 const SEEN: u16 = 4;
 const FIXED: u16 = 5;
 const ERASED: u16 = 6;
+const RETENTION: u16 = 7;
 
 /// A statement about packs or entries.
 ///
@@ -20,14 +22,16 @@ const ERASED: u16 = 6;
 pub enum CatalogueRecord {
     /// A pack was closed.
     Born(Born),
-    /// A pack may go once others stand for it. Written by no device yet.
+    /// A pack may go once others stand for it.
     Retired(Retired),
-    /// The author knows of a retirement or an erasure. Written by no device yet.
+    /// The author misses nothing that a retirement leaves out.
     Seen(EntryId),
     /// A generation ends. Written by no device yet.
     Fixed(Fixed),
     /// Payload parts that may be dropped. Written by no device yet.
     Erased(Vec<(EntryId, u16)>),
+    /// Which versions keep their content, from now on.
+    Retention(Retention),
     /// A type this program does not know; kept and ignored.
     Unknown,
 }
@@ -118,6 +122,12 @@ impl CatalogueRecord {
                 }
                 ERASED
             }
+            Self::Retention(retention) => {
+                for days in [retention.all, retention.daily, retention.monthly] {
+                    body.extend_from_slice(&days.to_le_bytes());
+                }
+                RETENTION
+            }
             Self::Unknown => return Vec::new(),
         };
         let mut out = Vec::new();
@@ -170,6 +180,17 @@ impl CatalogueRecord {
                 }
                 Self::Erased(parts)
             }
+            RETENTION => {
+                let retention = Retention {
+                    all: reader.u32()?,
+                    daily: reader.u32()?,
+                    monthly: reader.u32()?,
+                };
+                if !retention.is_valid() {
+                    return None;
+                }
+                Self::Retention(retention)
+            }
             _ => return Some(Self::Unknown),
         };
         reader.is_empty().then_some(record)
@@ -204,6 +225,7 @@ mod tests {
                 snapshot: Cid::of_block(b"x"),
             }),
             CatalogueRecord::Erased(vec![(id(1), 0), (id(1), 1)]),
+            CatalogueRecord::Retention(Retention::default()),
         ];
         for record in list {
             let bytes = record.encode();

@@ -9,6 +9,7 @@ mod change;
 mod path;
 mod plan;
 mod record;
+mod retention;
 mod rows;
 mod slab;
 mod sorted;
@@ -25,5 +26,6 @@ pub use record::{
     RECORD_BYTES_MAX, REPLACES_MAX, ROOT, Record, RecordError, VersionId, VersionIdError,
     VersionInfo,
 };
+pub use retention::{Kept, Retention};
 pub use tree::Tree;
 pub use view::{HistoryItem, Listed};

@@ -231,6 +231,14 @@ impl Rows {
             .collect()
     }
 
+    /// The newest stamp of any entry that has versions here.
+    pub(super) fn newest(&self) -> Option<Hlc> {
+        self.by_entry
+            .rows()
+            .map(|row| self.entries.get(row).hlc)
+            .max()
+    }
+
     pub(super) fn all_versions(&self) -> impl Iterator<Item = u32> {
         self.by_version.rows()
     }
