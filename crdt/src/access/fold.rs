@@ -134,7 +134,8 @@ impl<'a> Fold<'a> {
         }
         for (place, item, removal) in self.removals() {
             let ends_own = item.author == removal.device && item.author != self.root;
-            if ends_own && spares(&self.by_root, item) {
+            // Whoever ends its own membership does not say what of it counts once somebody above it has.
+            if ends_own && !self.by_root.contains_key(&removal.device) {
                 self.by_themselves
                     .entry(removal.device)
                     .or_default()
@@ -188,21 +189,9 @@ impl<'a> Fold<'a> {
                     .push((place, item.spared));
             }
         }
-        // Ending one's own membership is judged by what others removed, never by another such entry of one's own.
-        let Self {
-            items,
-            by_admins,
-            by_themselves,
-            ..
-        } = self;
-        for own in by_themselves.values_mut() {
-            own.retain(|(place, _)| {
-                let item = usize::try_from(*place)
-                    .ok()
-                    .and_then(|place| items.get(place));
-                item.is_some_and(|item| spares(by_admins, item))
-            });
-        }
+        let by_admins = &self.by_admins;
+        self.by_themselves
+            .retain(|device, _| !by_admins.contains_key(device));
     }
 
     fn stands_by_admin(&self, place: u32) -> bool {

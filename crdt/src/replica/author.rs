@@ -12,6 +12,7 @@ use super::seal::recipients;
 use super::slot::Signer;
 use super::{NotReady, Replica};
 use crate::access::bits::Bits;
+use crate::access::fold::may_write;
 use crate::access::{Genesis, Newcomer, Opened, Removal, Role, Sealed};
 use crate::catalogue::CatalogueRecord;
 use crate::chain::{Codec, DEPENDENCIES_MAX, DocumentKind, Entry, Plain, SealKind};
@@ -182,7 +183,8 @@ impl Replica {
 
     /// Removes a device, as an admin, or ends this device's own membership; returns the entries to be stored.
     ///
-    /// Of what the device wrote, all that counts here now goes on counting, and nothing else ever will.
+    /// Of what the device wrote, all that counts here now goes on counting, and nothing else ever will. A device that ended
+    /// its own membership can be removed too: then what counted before it did counts again.
     ///
     /// # Errors
     /// [`AuthorError`]. If an epoch was opened nevertheless, [`Replica::take_accepted`] hands it out.
@@ -368,10 +370,15 @@ impl Replica {
         rng: &mut Rng,
         device: DeviceId,
     ) -> Result<(), AuthorError> {
-        let Some(role) = self.access.role(&device) else {
+        let own = device == signer.id;
+        // Of one that was removed only by itself, others may still say what counts.
+        let role = self
+            .access
+            .role(&device)
+            .or_else(|| self.role_before_it_left(&device));
+        let Some(role) = role else {
             return Err(AuthorError::UnknownDevice);
         };
-        let own = device == signer.id;
         if role == Role::Admin && !signer.is_root && !own {
             return Err(AuthorError::NotAllowed);
         }
@@ -407,13 +414,51 @@ impl Replica {
         self.commit(signer, slot, parts, rng)
     }
 
-    /// The entries of a device that count and that no other one of them has in its past.
+    /// The places of the entries by which a device ended its own membership, if nobody else removed it.
+    fn left_by(&self, device: &DeviceId) -> Option<&[u32]> {
+        let places = self.verdict.removals.get(device)?;
+        let own = |place: &u32| {
+            let node = self.entry(*place).and_then(|entry| self.node(entry.node));
+            node.is_some_and(|node| node.author == *device)
+        };
+        places.iter().all(own).then_some(places.as_slice())
+    }
+
+    /// The role of a device that ended its own membership, and that nobody else removed.
+    fn role_before_it_left(&self, device: &DeviceId) -> Option<Role> {
+        self.left_by(device)?;
+        let certificates = self.verdict.certificates.get(device)?;
+        certificates.iter().map(|(_, role)| *role).max()
+    }
+
+    /// Whether the entry counts, or would if its author had not ended its own membership where it did not know of that.
+    fn counts_but_for_leaving(&self, at: u32, left_by: &[u32]) -> bool {
+        let Some(node) = self.node(at).filter(|node| !node.thrown_out) else {
+            return false;
+        };
+        let Some(past) = self.past(node) else {
+            return false;
+        };
+        let later = left_by
+            .iter()
+            .any(|place| node.place == Some(*place) || past.contains(*place));
+        let role = self.verdict.role_at(&node.author, past);
+        !later && role.is_some_and(|role| may_write(role, node.document))
+    }
+
+    /// The entries of a device that count and that no other one of them has in its past. If it ended its own membership,
+    /// those that counted before: what it said itself of what counts is not taken over, since a thief may have said it.
     fn frontier_of(&self, device: &DeviceId) -> Vec<EntryId> {
         let mut covered = Bits::default();
         let mut frontier = Vec::new();
+        let left_by = self.left_by(device);
         let numbered = (0u32..).zip(&self.nodes).collect::<Vec<_>>();
         for (at, node) in numbered.into_iter().rev() {
-            let theirs = node.author == *device && node.counted;
+            let counts = match left_by {
+                None => node.counted,
+                Some(places) => self.counts_but_for_leaving(at, places),
+            };
+            let theirs = node.author == *device && counts;
             if theirs && !covered.contains(at) {
                 frontier.push(node.id);
             }

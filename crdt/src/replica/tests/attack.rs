@@ -468,6 +468,86 @@ fn epoch_that_leaks_or_cheats_is_never_sealed_under() {
     assert_eq!(mesh.write(&mut first, "five").len(), 1);
 }
 
+#[test]
+fn what_a_thief_voids_by_leaving_an_admin_brings_back() {
+    let mut rng = kith_object::key::Rng::from_seed([9; 32]);
+    let (mut mesh, mut first) = Mesh::new(126);
+    let mut victim = mesh.join(&mut first, Role::Member, "victim");
+    mesh.write(&mut victim, "one");
+    mesh.write(&mut victim, "two");
+    first.pull(&victim);
+    let keys = victim.keys.clone();
+    let nothing = |mesh: &mut Mesh, home: &Home| {
+        let own = Sealed::Removal(Removal {
+            device: keys.id(),
+            frontier: Vec::new(),
+        });
+        mesh.forge_access(home, &keys, Some(own), None, |_| {})
+    };
+    // Twice, side by side.
+    let ends = [nothing(&mut mesh, &victim), nothing(&mut mesh, &victim)];
+    first.feed_all(&ends);
+    assert!(first.texts().is_empty() && !first.replica.access().belongs(&keys.id()));
+    // What it writes with the knowledge of having left is not brought back.
+    let mut thief = Home::new(&keys, Replica::open(first.replica.space(), Some(&keys)));
+    thief.pull(&first);
+    let late = mesh.forge_names(&thief, &keys, "late", |_| {});
+    first.feed(&late);
+    let removal = mesh.remove(&mut first, keys.id());
+    assert_eq!(first.texts(), ["one", "two"].map(str::to_owned).into());
+    assert!(!first.replica.access().belongs(&keys.id()));
+    // Leaving once more changes nothing, and nor does removing it again.
+    let again = nothing(&mut mesh, &victim);
+    first.feed(&again);
+    assert_eq!(first.texts().len(), 2);
+    let now = mesh.tick();
+    let refused = first
+        .replica
+        .remove(&first.keys, now, &mut mesh.rng, keys.id());
+    assert_eq!(refused.unwrap_err(), AuthorError::UnknownDevice);
+    mesh.write(&mut first, "after");
+    assert!(!removal.is_empty());
+    let all: Vec<Entry> = first.log.values().cloned().collect();
+    let space = first.replica.space();
+    for round in 0..1000 {
+        let mut order = all.clone();
+        for at in (1..order.len()).rev() {
+            let other = usize::try_from(rng.below(at as u64 + 1)).unwrap();
+            order.swap(at, other);
+        }
+        let mut fresh = Home::new(&first.keys, Replica::open(space, Some(&first.keys)));
+        for entry in order {
+            let _ = fresh.replica.insert(entry);
+        }
+        fresh.drain();
+        assert!(fresh.digest == first.digest, "digest in round {round}");
+        assert_eq!(fresh.versions, first.versions, "round {round}");
+        assert_eq!(fresh.replica.access(), first.replica.access());
+    }
+}
+
+#[test]
+fn only_the_words_outrank_an_admin_that_left() {
+    let (mut mesh, mut first) = Mesh::new(127);
+    let mut second = mesh.join_admin(&mut first, "second");
+    mesh.write(&mut second, "kept");
+    first.pull(&second);
+    let own = Sealed::Removal(Removal {
+        device: second.id(),
+        frontier: Vec::new(),
+    });
+    let end = mesh.forge_access(&second, &second.keys.clone(), Some(own), None, |_| {});
+    first.feed(&end);
+    assert!(!first.reads("kept"));
+    let now = mesh.tick();
+    let refused = first
+        .replica
+        .remove(&first.keys, now, &mut mesh.rng, second.id());
+    assert_eq!(refused.unwrap_err(), AuthorError::NotAllowed);
+    mesh.remove_by_root(&mut first, second.id());
+    assert!(first.reads("kept") && !first.replica.access().belongs(&second.id()));
+}
+
 /// An epoch like the heads' best child, but for the envelopes that `spoil` names.
 fn false_epoch(
     mesh: &mut Mesh,
