@@ -41,6 +41,12 @@ impl Bits {
         }
     }
 
+    /// How many numbers both sets hold.
+    pub(crate) fn common(&self, other: &Bits) -> u32 {
+        let words = self.0.iter().zip(&other.0);
+        words.map(|(one, other)| (one & other).count_ones()).sum()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0u32..).step_by(64).zip(&self.0).flat_map(|(base, word)| {
             let mut left = *word;
@@ -74,5 +80,6 @@ mod tests {
         other.insert(7);
         other.union(&bits);
         assert_eq!(other.iter().count(), numbers.len() + 1);
+        assert_eq!((other.common(&bits), bits.common(&other)), (6, 6));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kith_object::id::{DeviceId, EpochId, SpaceId};
+use kith_object::id::{DeviceId, EntryId, EpochId, SpaceId};
 use kith_object::key::AgreeKey;
 
 use super::bits::Bits;
@@ -17,6 +17,8 @@ use crate::epoch::KeyPart;
 /// One entry of `access`, as the fold sees it. Entries are numbered so that each comes after its past.
 pub(crate) struct Item<'a> {
     pub(crate) author: DeviceId,
+    pub(crate) id: EntryId,
+    pub(crate) payload_len: u32,
     /// Its number among all entries.
     pub(crate) node: u32,
     /// The entries of `access` in its past, by their place in the list.
@@ -44,20 +46,90 @@ pub(crate) struct Verdict {
     pub(crate) envelopes: BTreeMap<EpochId, Vec<u32>>,
     /// Devices that opened each of them, and so chose its keys, whoever they were sent to; the root is not told.
     pub(crate) makers: BTreeMap<EpochId, BTreeSet<DeviceId>>,
+    /// Devices that wrote more entries of `access` than one has use for, and of those entries the ones that prove it.
+    pub(crate) overrun: BTreeMap<DeviceId, Overrun>,
     /// An entry of an admin or the root holds what this program does not know.
     pub(crate) outdated: bool,
+}
+
+/// Entries of `access` that a device of that role may write, and the bytes of their payloads.
+///
+/// A member opens an epoch a few times a year, and one is some hundred kilobytes where hundreds of devices belong. A blind
+/// holder ends its membership, once.
+pub(crate) const fn access_limits(role: Role) -> (usize, usize) {
+    match role {
+        Role::Blind => (64, 1 << 20),
+        // Tests reach the limit in less.
+        Role::Member => (if cfg!(test) { 64 } else { 4096 }, 16 << 20),
+        Role::Admin => (usize::MAX, usize::MAX),
+    }
+}
+
+/// The first entries of `access` of a device that overran its limits, as many as it takes to show that.
+///
+/// First by how many of its own they have in their past, then by id: so what each has in its past stands before it, and
+/// whoever knows of more entries than another can only put others in the place of these.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Overrun {
+    pub(crate) proof: Bits,
+    /// The rank of the last of them.
+    pub(crate) last: (u32, EntryId),
 }
 
 impl Verdict {
     /// The role that certificates in this past give the device.
     pub(crate) fn role_at(&self, device: &DeviceId, past: &Bits) -> Option<Role> {
-        let certificates = self.certificates.get(device)?;
-        certificates
-            .iter()
-            .filter(|(place, _)| past.contains(*place))
-            .map(|(_, role)| *role)
-            .max()
+        highest(&self.certificates, device, past)
     }
+}
+
+/// The highest role that these certificates give the device in this past.
+fn highest(
+    certificates: &BTreeMap<DeviceId, Vec<(u32, Role)>>,
+    device: &DeviceId,
+    past: &Bits,
+) -> Option<Role> {
+    let list = certificates.get(device)?;
+    list.iter()
+        .filter(|(place, _)| past.contains(*place))
+        .map(|(_, role)| *role)
+        .max()
+}
+
+/// The proof that these are as many as that, if they are.
+fn overrun_of(
+    written: &[(u32, &Item<'_>)],
+    entries_max: usize,
+    bytes_max: usize,
+) -> Option<Overrun> {
+    let len = |item: &Item<'_>| usize::try_from(item.payload_len).unwrap_or(usize::MAX);
+    let total = written
+        .iter()
+        .fold(0usize, |sum, (_, item)| sum.saturating_add(len(item)));
+    if written.len() < entries_max && total < bytes_max {
+        return None;
+    }
+    let mut own = Bits::default();
+    for (place, _) in written {
+        own.insert(*place);
+    }
+    let mut ranked: Vec<((u32, EntryId), u32, usize)> = written
+        .iter()
+        .map(|(place, item)| ((item.past.common(&own), item.id), *place, len(item)))
+        .collect();
+    ranked.sort_unstable();
+    let mut found = Overrun::default();
+    let (mut entries, mut bytes) = (0usize, 0usize);
+    for (rank, place, len) in ranked {
+        if entries >= entries_max || bytes >= bytes_max {
+            break;
+        }
+        found.proof.insert(place);
+        found.last = rank;
+        entries += 1;
+        bytes = bytes.saturating_add(len);
+    }
+    Some(found)
 }
 
 /// Whether a role may write to a document at all.
@@ -202,6 +274,53 @@ impl<'a> Fold<'a> {
         ends_own(item) || spares(&self.by_themselves, item)
     }
 
+    /// Who wrote more entries of `access` than its role has use for, and was not removed by anybody above it.
+    fn overrun(&self) -> BTreeMap<DeviceId, Overrun> {
+        let mut certificates: BTreeMap<DeviceId, Vec<(u32, Role)>> = BTreeMap::new();
+        let mut written: BTreeMap<DeviceId, Vec<(u32, &Item<'_>)>> = BTreeMap::new();
+        for (place, item) in (0u32..).zip(self.items) {
+            let role = highest(&certificates, &item.author, item.past);
+            let judged = role.is_some_and(|role| role < Role::Admin)
+                && item.author != self.root
+                && !item.thrown_out
+                && !self.by_root.contains_key(&item.author)
+                && !self.by_admins.contains_key(&item.author);
+            if judged {
+                written.entry(item.author).or_default().push((place, item));
+            }
+            if let Some(member) = self.member_at(place).filter(|_| self.certifies(place)) {
+                let list = certificates.entry(member.device).or_default();
+                list.push((place, member.role));
+            }
+        }
+        let role = |device| {
+            let list = certificates.get(device).into_iter().flatten();
+            list.map(|(_, role)| *role).max()
+        };
+        let mut overrun = BTreeMap::new();
+        for (device, list) in &written {
+            let (entries_max, bytes_max) = access_limits(role(device).unwrap_or(Role::Blind));
+            if let Some(found) = overrun_of(list, entries_max, bytes_max) {
+                overrun.insert(*device, found);
+            }
+        }
+        overrun
+    }
+
+    /// Whether the certificate in that entry, if there is one, is in force.
+    fn certifies(&self, place: u32) -> bool {
+        let (Some(item), Some(member)) = (self.item(place), self.member_at(place)) else {
+            return false;
+        };
+        let may = match member.role {
+            Role::Admin => {
+                usize::try_from(place).is_ok_and(|place| self.makes_admin.get(place) == Some(&true))
+            }
+            Role::Member | Role::Blind => item.author == self.root || self.stands_by_admin(place),
+        };
+        may && member.device != self.root
+    }
+
     fn conclude(&self, space: &SpaceId) -> Verdict {
         let mut verdict = Verdict::default();
         for limits in [&self.by_root, &self.by_admins, &self.by_themselves] {
@@ -211,6 +330,7 @@ impl<'a> Fold<'a> {
             }
         }
         verdict.removals.retain(|_, list| !list.is_empty());
+        verdict.overrun = self.overrun();
         let mut opened: BTreeMap<EpochId, Vec<u32>> = BTreeMap::new();
         let mut sent: Vec<(EpochId, AgreeKey, KeyPart, u32)> = Vec::new();
         for (place, item) in (0u32..).zip(self.items) {
@@ -220,18 +340,18 @@ impl<'a> Fold<'a> {
                 && spares(&self.by_admins, item)
                 && self.spared_by_itself(item);
             let counts = !item.thrown_out && (by_root || (role.is_some() && spared));
-            verdict.counted.push(counts);
+            let overrun = verdict.overrun.get(&item.author);
+            let proves = overrun.is_none_or(|overrun| overrun.proof.contains(place));
+            verdict.counted.push(counts && proves);
+            // What proves that its author wrote too much says nothing else.
+            let counts = counts && overrun.is_none();
             let Some(content) = item.content else {
                 continue;
             };
             let commands = by_root || self.stands_by_admin(place);
             verdict.outdated |= content.unknown && commands;
             if let Some(member) = &content.member {
-                let may = match member.role {
-                    Role::Admin => self.makes_admin.get(verdict.counted.len() - 1) == Some(&true),
-                    Role::Member | Role::Blind => commands,
-                };
-                if may && member.device != self.root {
+                if self.certifies(place) {
                     verdict
                         .certificates
                         .entry(member.device)

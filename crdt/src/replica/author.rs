@@ -414,14 +414,17 @@ impl Replica {
         self.commit(signer, slot, parts, rng)
     }
 
-    /// The places of the entries by which a device ended its own membership, if nobody else removed it.
+    /// The places of the entries by which a device ended its own membership, if nobody else removed it; none if it overran
+    /// its limits.
     fn left_by(&self, device: &DeviceId) -> Option<&[u32]> {
-        let places = self.verdict.removals.get(device)?;
+        let overrun = self.verdict.overrun.contains_key(device);
+        let removals = self.verdict.removals.get(device).map(Vec::as_slice);
+        let places: &[u32] = removals.or(overrun.then_some(&[]))?;
         let own = |place: &u32| {
             let node = self.entry(*place).and_then(|entry| self.node(entry.node));
             node.is_some_and(|node| node.author == *device)
         };
-        places.iter().all(own).then_some(places.as_slice())
+        places.iter().all(own).then_some(places)
     }
 
     /// The role of a device that ended its own membership, and that nobody else removed.
@@ -443,7 +446,9 @@ impl Replica {
             .iter()
             .any(|place| node.place == Some(*place) || past.contains(*place));
         let role = self.verdict.role_at(&node.author, past);
-        !later && role.is_some_and(|role| may_write(role, node.document))
+        // Of one that wrote too much of it, nothing in `access` itself is worth keeping.
+        let flood = node.place.is_some() && self.verdict.overrun.contains_key(&node.author);
+        !later && !flood && role.is_some_and(|role| may_write(role, node.document))
     }
 
     /// The entries of a device that count and that no other one of them has in its past. If it ended its own membership,

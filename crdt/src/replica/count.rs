@@ -54,10 +54,16 @@ impl Replica {
             .iter()
             .filter_map(|entry| {
                 let Node {
-                    author, thrown_out, ..
+                    id,
+                    author,
+                    payload_len,
+                    thrown_out,
+                    ..
                 } = self.node(entry.node)?;
                 Some(Item {
                     author: *author,
+                    id: *id,
+                    payload_len: *payload_len,
                     thrown_out: *thrown_out,
                     node: entry.node,
                     past: &entry.past,
@@ -113,6 +119,9 @@ impl Replica {
         let Some(past) = self.past(node) else {
             return false;
         };
+        if self.verdict.overrun.contains_key(&node.author) {
+            return false;
+        }
         let role = self.verdict.role_at(&node.author, past);
         role.is_some_and(|role| may_write(role, node.document)) && self.is_spared(&node.author, at)
     }
@@ -350,7 +359,10 @@ impl Replica {
         };
         for (device, certificates) in &self.verdict.certificates {
             let shown = self.show_device(certificates);
-            match self.verdict.removals.get(device) {
+            let overrun = self.verdict.overrun.contains_key(device);
+            let none = Vec::new();
+            let removals = self.verdict.removals.get(device);
+            match removals.or(overrun.then_some(&none)) {
                 None => {
                     access.members.insert(*device, shown);
                 }
@@ -438,6 +450,7 @@ fn agrees_on_the_old(old: &Verdict, new: &Verdict) -> bool {
     });
     new.counted.starts_with(&old.counted)
         && old.removals == new.removals
+        && old.overrun.keys().eq(new.overrun.keys())
         && old
             .certificates
             .iter()

@@ -6,10 +6,7 @@ use std::collections::BTreeSet;
 
 use kith_object::id::{DeviceId, EntryId, EpochId};
 
-use super::{
-    ACCESS_ENTRIES_MAX, AccessEntry, Inserted, Node, Reading, Replica, VOID_BYTES_MAX,
-    VOID_ENTRIES_MAX,
-};
+use super::{AccessEntry, Inserted, Node, Reading, Replica, VOID_BYTES_MAX, VOID_ENTRIES_MAX};
 use crate::access::bits::Bits;
 use crate::access::fold::may_write;
 use crate::access::{Content, Opened, Role};
@@ -162,7 +159,7 @@ impl Replica {
         ready.reverse();
         while let Some((entry, origin)) = ready.pop() {
             let id = entry.id();
-            let outcome = match self.link(&entry) {
+            let outcome = match self.link(&entry, origin) {
                 Linked::Taken => {
                     if origin == Origin::Peer {
                         self.accepted.push(entry);
@@ -194,7 +191,7 @@ impl Replica {
     }
 
     /// Gives an entry its place; all its parents have theirs.
-    fn link(&mut self, entry: &Entry) -> Linked {
+    fn link(&mut self, entry: &Entry, origin: Origin) -> Linked {
         let header = entry.header();
         let (Some(parts), Some(parents)) = (entry.parts(), self.resolve(header)) else {
             return Linked::Rejected("without its payload");
@@ -223,7 +220,7 @@ impl Replica {
         if !self.epoch_is_known(&header.epoch, &past) {
             return Linked::Rejected("sealed under an epoch that nobody opened");
         }
-        let standing = self.check_author(header, &past);
+        let standing = self.check_author((entry.id(), header), &past, origin);
         match standing {
             Standing::Certified => {}
             Standing::Unproven if self.unproven.len() < UNPROVEN_MAX => {}
@@ -265,7 +262,6 @@ impl Replica {
             self.spare_again();
         }
         if let Some(place) = place {
-            *self.access_counts.entry(header.author).or_default() += 1;
             self.add_access(at, place, past, entry, open);
         } else {
             self.read(at, entry);
@@ -367,7 +363,12 @@ impl Replica {
     }
 
     /// Whether the author could ever have the right to write this, and whether there is room for more of it.
-    fn check_author(&self, header: &Header, past: &Bits) -> Standing {
+    fn check_author(
+        &self,
+        (id, header): (EntryId, &Header),
+        past: &Bits,
+        origin: Origin,
+    ) -> Standing {
         if self.is_root(&header.author) {
             return match header.document {
                 DocumentKind::Access => Standing::Certified,
@@ -383,18 +384,43 @@ impl Replica {
                 Standing::Never("author was not admitted to this document")
             };
         }
-        let many = header.document == DocumentKind::Access && role < Some(Role::Admin);
-        let count = self
-            .access_counts
-            .get(&header.author)
-            .copied()
-            .unwrap_or_default();
-        let (entries, bytes) = self.voids.get(&header.author).copied().unwrap_or_default();
-        let crowded = entries >= VOID_ENTRIES_MAX || bytes >= VOID_BYTES_MAX;
-        if (many && count >= ACCESS_ENTRIES_MAX) || (crowded && self.is_void(&header.author)) {
+        if origin == Origin::Peer
+            && self.is_crowded(id, header, past)
+            && !self.is_lifted(&header.author)
+        {
             return Standing::Full;
         }
         Standing::Certified
+    }
+
+    /// Whether an entry that cannot count is one too many: of a device that was removed or that overran its limits.
+    fn is_crowded(&self, id: EntryId, header: &Header, past: &Bits) -> bool {
+        let author = &header.author;
+        if header.document == DocumentKind::Access
+            && let Some(overrun) = self.verdict.overrun.get(author)
+        {
+            let mut own = Bits::default();
+            for (place, entry) in (0u32..).zip(&self.entries) {
+                let theirs = |node: &Node| node.author == *author;
+                if self.node(entry.node).is_some_and(theirs) {
+                    own.insert(place);
+                }
+            }
+            return (past.common(&own), id) > overrun.last;
+        }
+        let (entries, bytes) = self.voids.get(author).copied().unwrap_or_default();
+        let many = entries >= VOID_ENTRIES_MAX || bytes >= VOID_BYTES_MAX;
+        many && self.is_void(author)
+    }
+
+    /// Whether what this author wrote is taken in although it is too much, since what others wrote may depend on it: one
+    /// whose entries may count waits for an entry that is not here. The id of that entry does not say whose it is.
+    fn is_lifted(&self, author: &DeviceId) -> bool {
+        self.pending.authors().any(|other| {
+            let may_count = self.is_root(other)
+                || (self.certificates.contains_key(other) && !self.is_void_by_others(other));
+            other != author && may_count
+        })
     }
 
     /// Judges those again whose certificates could not be read when they came. Who was not admitted is thrown out, with
@@ -444,10 +470,26 @@ impl Replica {
         self.stale = true;
     }
 
-    /// Whether no entry of this author that comes now can count, by a removal whose whole frontier is here.
+    /// Whether no entry of this author that comes now can count: by a removal whose whole frontier is here, or because it
+    /// overran its limits.
     pub(super) fn is_void(&self, author: &DeviceId) -> bool {
+        self.verdict.overrun.contains_key(author) || self.is_removed(author, |_| true)
+    }
+
+    /// The same, by a removal that others wrote.
+    fn is_void_by_others(&self, author: &DeviceId) -> bool {
+        self.is_removed(author, |remover| remover != author)
+    }
+
+    fn is_removed(&self, author: &DeviceId, by: impl Fn(&DeviceId) -> bool) -> bool {
         let places = self.verdict.removals.get(author).into_iter().flatten();
-        places.filter_map(|place| self.entry(*place)).any(|entry| {
+        let removals = places
+            .filter_map(|place| self.entry(*place))
+            .filter(|entry| {
+                let node = self.node(entry.node);
+                node.is_some_and(|node| by(&node.author))
+            });
+        removals.into_iter().any(|entry| {
             let removal = entry
                 .content
                 .as_ref()

@@ -59,6 +59,11 @@ impl Pending {
         self.waiting.len()
     }
 
+    /// Whose entries wait.
+    pub(super) fn authors(&self) -> impl Iterator<Item = &DeviceId> {
+        self.by_author.keys()
+    }
+
     pub(super) fn contains(&self, id: &EntryId) -> bool {
         self.waiting.contains_key(id)
     }
