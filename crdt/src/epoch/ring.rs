@@ -33,7 +33,8 @@ struct Known {
 #[derive(Debug)]
 pub struct KeyRing {
     space: SpaceId,
-    secrets: Vec<AgreeSecret>,
+    /// Each with its public half, which takes a multiplication on the curve to find.
+    secrets: Vec<(AgreeKey, AgreeSecret)>,
     known: BTreeMap<EpochId, Known>,
     given: Vec<(EpochId, KeyPart, Zeroizing<[u8; PART_LEN]>)>,
     early: Vec<Envelope>,
@@ -50,7 +51,10 @@ impl KeyRing {
     pub fn new(space: SpaceId, secrets: Vec<AgreeSecret>) -> Self {
         Self {
             space,
-            secrets,
+            secrets: secrets
+                .into_iter()
+                .map(|secret| (secret.public(), secret))
+                .collect(),
             known: BTreeMap::new(),
             given: Vec::new(),
             early: Vec::new(),
@@ -62,7 +66,7 @@ impl KeyRing {
 
     /// Drops a secret; what it opened stays.
     pub fn forget(&mut self, secret: &AgreeKey) {
-        self.secrets.retain(|held| held.public() != *secret);
+        self.secrets.retain(|(held, _)| held != secret);
     }
 
     /// Takes in an epoch's record.
@@ -121,18 +125,16 @@ impl KeyRing {
 
     /// Whether this ring can open envelopes to that key.
     pub fn is_sealed_to(&self, recipient: &AgreeKey) -> bool {
-        self.secrets
-            .iter()
-            .any(|secret| secret.public() == *recipient)
+        self.secrets.iter().any(|(key, _)| key == recipient)
     }
 
     /// Takes in an envelope; ignores it if it is for others.
     pub fn add_envelope(&mut self, envelope: &Envelope) {
-        let secret = self
+        let found = self
             .secrets
             .iter()
-            .find(|secret| secret.public() == envelope.recipient);
-        let Some(secret) = secret else { return };
+            .find(|(key, _)| *key == envelope.recipient);
+        let Some((_, secret)) = found else { return };
         if !self.known.contains_key(&envelope.epoch) {
             if self.early.len() < EARLY_ENVELOPES_MAX {
                 self.early.push(envelope.clone());

@@ -74,7 +74,25 @@ impl Replica {
         self.take(entry, Origin::Log)
     }
 
+    /// The same for many. What they come to is worked out once for all of them, where one by one every entry of `access`
+    /// costs a fold over all; their records are held in memory meanwhile, so some hundred at a time are enough.
+    pub fn restore_all(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        for entry in entries {
+            self.take_unsettled(entry, Origin::Log);
+        }
+        self.settle();
+    }
+
     pub(super) fn take(&mut self, entry: Entry, origin: Origin) -> Inserted {
+        let outcome = self.take_unsettled(entry, origin);
+        if outcome == Inserted::Taken {
+            self.settle();
+        }
+        outcome
+    }
+
+    /// Gives an entry its place and draws no conclusions from it yet.
+    fn take_unsettled(&mut self, entry: Entry, origin: Origin) -> Inserted {
         let id = entry.id();
         if let Some(at) = self
             .index
@@ -117,9 +135,7 @@ impl Replica {
         if !missing.is_empty() {
             return self.hold((entry, origin), missing);
         }
-        let outcome = self.link_all(vec![(entry, origin)]);
-        self.settle();
-        outcome
+        self.link_all(vec![(entry, origin)])
     }
 
     fn is_thrown_out(&self, at: u32) -> bool {
@@ -259,7 +275,7 @@ impl Replica {
         self.index.insert(entry.id(), at);
         self.fresh.insert(at, Vec::new());
         if self.frontier.contains(&entry.id()) {
-            self.spare_again();
+            self.spare_again(&entry.id());
         }
         if let Some(place) = place {
             self.add_access(at, place, past, entry, open);
@@ -508,12 +524,18 @@ impl Replica {
         self.entries.get(usize::try_from(place).ok()?)
     }
 
-    /// Frontier entries came: what removals spare is to be worked out anew.
-    fn spare_again(&mut self) {
+    /// An entry came that frontiers name: what those removals spare is to be worked out anew.
+    fn spare_again(&mut self, id: &EntryId) {
         for entry in &mut self.entries {
-            entry.spared_is_stale = true;
+            let removal = entry
+                .content
+                .as_ref()
+                .and_then(|content| content.removal.as_ref());
+            if removal.is_some_and(|removal| removal.frontier.binary_search(id).is_ok()) {
+                entry.spared_is_stale = true;
+                self.stale = true;
+            }
         }
-        self.stale = true;
     }
 
     fn add_access(&mut self, at: u32, place: u32, past: Bits, entry: &Entry, open: Option<Opened>) {

@@ -293,6 +293,8 @@ impl Replica {
             .and_then(|place| self.entries.get_mut(place));
         if let Some(entry) = entry {
             entry.sealed = None;
+            // What is needed of it went into the content.
+            entry.open = None;
             entry.spared_is_stale = content.removal.is_some();
             entry.content = Some(content);
         }

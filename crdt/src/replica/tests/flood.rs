@@ -240,3 +240,30 @@ fn flood_after_a_removal_is_bounded_and_hides_nothing_that_others_wrote() {
     }
     assert!(!first.replica.heads(DocumentKind::Names).is_empty());
 }
+
+#[test]
+fn many_entries_restored_at_once_come_to_the_same() {
+    let (mut mesh, mut first) = Mesh::new(156);
+    let mut second = mesh.join(&mut first, Role::Member, "second");
+    for number in 0..40 {
+        mesh.write(&mut second, &format!("{number}"));
+        mesh.join(&mut first, Role::Member, "one of many");
+    }
+    first.pull(&second);
+    mesh.remove(&mut first, second.id());
+    let mut rng = Rng::from_seed([157; 32]);
+    for _ in 0..50 {
+        let mut again = fresh(&first);
+        let order: Vec<Entry> = first.order.iter().map(|id| first.log[id].clone()).collect();
+        let mut left = order.as_slice();
+        while !left.is_empty() {
+            let some = 1 + usize::try_from(rng.below(left.len() as u64)).unwrap();
+            let (batch, rest) = left.split_at(some);
+            again.replica.restore_all(batch.to_vec());
+            left = rest;
+        }
+        (again.order, again.log) = (first.order.clone(), first.log.clone());
+        again.drain();
+        same(&again, &first, "restored");
+    }
+}

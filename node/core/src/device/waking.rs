@@ -9,8 +9,8 @@ use kith_protocol::gossip;
 use super::{Device, Setup};
 use crate::group::Groups;
 
-/// How many records are taken in before their consequences are drawn.
-const BATCH: usize = 1024;
+/// How many entries are taken in at once: what they come to is worked out once for all of them.
+const BATCH: usize = 256;
 
 /// A device that is reading its log.
 ///
@@ -20,7 +20,7 @@ pub struct Waking {
     groups: Groups,
     /// Entries that found no place: they wait for others, or for a key.
     homeless: Vec<EntryId>,
-    since: usize,
+    batch: Vec<Entry>,
 }
 
 impl Waking {
@@ -30,7 +30,7 @@ impl Waking {
             device: Device::asleep(now, setup),
             groups: Groups::default(),
             homeless: Vec::new(),
-            since: 0,
+            batch: Vec::new(),
         }
     }
 
@@ -68,6 +68,7 @@ impl Waking {
                 }
             }
         }
+        self.draw();
         // One damaged record makes all that follow it in its chain wait; more than may wait are fed again once what came later has healed it.
         let mut homeless = std::mem::take(&mut self.homeless);
         loop {
@@ -91,11 +92,9 @@ impl Waking {
                 break;
             }
             for batch in replay.chunks(BATCH) {
-                for id in batch {
-                    if let Some(entry) = entry(id) {
-                        self.device.replica.restore(entry);
-                    }
-                }
+                self.device
+                    .replica
+                    .restore_all(batch.iter().filter_map(&mut entry));
                 self.draw();
             }
         }
@@ -111,20 +110,19 @@ impl Waking {
             let bytes = Bytes::from(entry.encode());
             self.device.access_log.insert(id, bytes);
         }
-        self.device.replica.restore(entry);
-        if !self.device.replica.contains(&id) {
-            self.homeless.push(id);
-        }
-        self.since += 1;
-        if self.since >= BATCH {
+        self.batch.push(entry);
+        if self.batch.len() >= BATCH {
             self.draw();
         }
     }
 
-    /// Moves what has gathered to where it is kept. All of it is on disk already.
+    /// Takes in what has gathered, and moves what comes of it to where it is kept. All of it is on disk already.
     fn draw(&mut self) {
-        self.since = 0;
         let device = &mut self.device;
+        let ids: Vec<EntryId> = self.batch.iter().map(Entry::id).collect();
+        device.replica.restore_all(self.batch.drain(..));
+        let homeless = ids.into_iter().filter(|id| !device.replica.contains(id));
+        self.homeless.extend(homeless);
         for change in device.replica.take_digest_changes() {
             let key = gossip::Key {
                 hlc: change.hlc.0,
