@@ -177,6 +177,8 @@ struct AccessEntry {
     /// For a removal: all entries in the past of its frontier, and whether that is to be worked out anew.
     spared: Option<Bits>,
     spared_is_stale: bool,
+    /// It can do no more than to end its author's membership, by its shape and length.
+    ends_at_most: bool,
 }
 
 /// One device's copy of one space.

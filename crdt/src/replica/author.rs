@@ -45,6 +45,9 @@ pub enum AuthorError {
     /// Name, role or keys of a newcomer are not ones that can be admitted.
     #[error("the newcomer's name or key cannot be admitted")]
     Newcomer,
+    /// One more entry of `access` and this device would count as one that floods it; another member must write it.
+    #[error("this device has opened as many epochs as one may; another member must open the next")]
+    Spent,
     /// A record is empty or too long, or there are more than an entry holds.
     #[error("a record is empty or longer than an entry can hold")]
     Record,

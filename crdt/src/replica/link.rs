@@ -236,7 +236,8 @@ impl Replica {
         if !self.epoch_is_known(&header.epoch, &past) {
             return Linked::Rejected("sealed under an epoch that nobody opened");
         }
-        let standing = self.check_author((entry.id(), header), &past, origin);
+        let ends = ends_at_most(header, &parts);
+        let standing = self.check_author((entry.id(), header), ends, &past, origin);
         match standing {
             Standing::Certified => {}
             Standing::Unproven if self.unproven.len() < UNPROVEN_MAX => {}
@@ -382,6 +383,7 @@ impl Replica {
     fn check_author(
         &self,
         (id, header): (EntryId, &Header),
+        ends_at_most: bool,
         past: &Bits,
         origin: Origin,
     ) -> Standing {
@@ -392,7 +394,7 @@ impl Replica {
             };
         }
         let role = self.certified(&header.author, past);
-        if !role.is_some_and(|role| may_write(role, header.document)) {
+        if !role.is_some_and(|role| may_write_so(role, header.document, ends_at_most)) {
             let hidden = past.iter().any(|place| self.unopened.contains(place));
             return if hidden {
                 Standing::Unproven
@@ -448,9 +450,13 @@ impl Replica {
             let Some(past) = self.past(node) else {
                 continue;
             };
+            let ends_at_most = node
+                .place
+                .and_then(|place| self.entry(place))
+                .is_some_and(|entry| entry.ends_at_most);
             if self
                 .certified(&node.author, past)
-                .is_some_and(|role| may_write(role, node.document))
+                .is_some_and(|role| may_write_so(role, node.document, ends_at_most))
             {
                 self.unproven.remove(&at);
             } else if !past.iter().any(|place| self.unopened.contains(place)) {
@@ -562,6 +568,9 @@ impl Replica {
             && entry
                 .parts()
                 .is_some_and(|parts| parts.iter().any(|part| part.seal == SealKind::Open));
+        let ends_at_most = entry
+            .parts()
+            .is_some_and(|parts| ends_at_most(entry.header(), &parts));
         self.entries.push(AccessEntry {
             node: at,
             past,
@@ -571,6 +580,7 @@ impl Replica {
             malformed,
             spared: None,
             spared_is_stale: false,
+            ends_at_most,
         });
         self.unopened.insert(place);
         if sealed {
@@ -609,6 +619,21 @@ fn check_shape(header: &Header, parts: &[Part<'_>]) -> Result<(), &'static str> 
         return Err("epoch does not fit its parts");
     }
     Ok(())
+}
+
+/// Largest payload by which a membership ends: a frontier of 2,000 entries, padded.
+const ENDING_BYTES_MAX: u32 = 128 << 10;
+
+/// Whether an entry of `access` can do no more than to end its author's membership: all that a blind holder may write there.
+fn ends_at_most(header: &Header, parts: &[Part<'_>]) -> bool {
+    let sealed_only = parts.iter().all(|part| part.seal == SealKind::Holder);
+    header.document == DocumentKind::Access && sealed_only && header.payload_len <= ENDING_BYTES_MAX
+}
+
+/// Whether a role may write an entry of this document and, in `access`, of this shape.
+fn may_write_so(role: Role, document: DocumentKind, ends_at_most: bool) -> bool {
+    let small = document != DocumentKind::Access || role > Role::Blind || ends_at_most;
+    small && may_write(role, document)
 }
 
 /// The body of the open part, if there is one and it is a list of records.

@@ -12,6 +12,7 @@ use super::seal::recipients;
 use super::slot::Signer;
 use super::{NotReady, Replica, SealState};
 use crate::access::bits::Bits;
+use crate::access::fold::access_limits;
 use crate::access::{Opened, Role};
 use crate::chain::{Codec, DocumentKind, Plain, SealKind};
 use crate::epoch::{
@@ -62,6 +63,9 @@ impl Replica {
         now: Time,
         rng: &mut Rng,
     ) -> Result<(), AuthorError> {
+        if self.is_spent(signer) {
+            return Err(AuthorError::Spent);
+        }
         let to = recipients(&self.access, None);
         let slot = self.slot(signer, DocumentKind::Access, EpochId::default(), now, rng);
         let Minted {
@@ -76,6 +80,30 @@ impl Replica {
             ..Opened::default()
         };
         self.commit(signer, slot, vec![open_part(&open)], rng)
+    }
+
+    /// Whether another epoch by this author would bring it near the limits beyond which it counts as a flooder. An enemy that
+    /// provokes one epoch after another must not drive an honest device out.
+    fn is_spent(&self, signer: Signer<'_>) -> bool {
+        let role = self.role_of(signer);
+        let (entries_max, bytes_max) = access_limits(role);
+        if role == Role::Admin {
+            return false;
+        }
+        let (mut entries, mut bytes) = (0usize, 0usize);
+        for node in self
+            .entries
+            .iter()
+            .filter_map(|entry| self.node(entry.node))
+        {
+            if node.author == signer.id {
+                entries += 1;
+                bytes =
+                    bytes.saturating_add(usize::try_from(node.payload_len).unwrap_or(usize::MAX));
+            }
+        }
+        // What is left is for the largest epoch there can be, and for leaving.
+        entries + entries_max / 16 >= entries_max || bytes + bytes_max / 8 >= bytes_max
     }
 
     /// Fresh keys, sealed to these, that lead to all earlier ones.

@@ -736,8 +736,36 @@ fn blind_holder_opens_no_epoch_and_writes_no_names() {
     let before = first.replica.access().epoch_heads.clone();
     let open = epoch_for(&mut mesh, &first, &[blind.keys.agree_public()]);
     let entry = mesh.forge_access(&first, &blind.keys.clone(), None, Some(open), |_| {});
-    assert_eq!(first.feed(&entry), Inserted::Taken);
+    assert!(matches!(first.feed(&entry), Inserted::Rejected(_)));
     assert_eq!(first.replica.access().epoch_heads, before);
+    // Nor a megabyte of nothing where it may say that it leaves.
+    let epoch = *before.first().unwrap();
+    let header = mesh.header(&first, blind.id(), DocumentKind::Access, epoch);
+    let long = (
+        SealKind::Holder,
+        Plain {
+            codec: Codec::Records,
+            body: Zeroizing::new(vec![0; 200_000]),
+        },
+    );
+    let entry = mesh.forge(&first, &blind.keys.clone(), header, vec![long]);
+    assert!(matches!(first.feed(&entry), Inserted::Rejected(_)));
+    // Without the keys, who it is cannot be known yet; it falls once it is.
+    let onlooker = DeviceKeys::generate(&mut mesh.rng);
+    let mut late = Home::new(
+        &onlooker,
+        Replica::open(first.replica.space(), Some(&onlooker)),
+    );
+    late.pull(&first);
+    assert_eq!(late.feed(&entry), Inserted::Taken);
+    assert!(!late.replica.counts(&entry.id()));
+    let (epoch, holder, member) = first.replica.epoch_parts().unwrap();
+    let member = member.unwrap().to_bytes();
+    late.replica.learn(epoch, &holder.to_bytes(), Some(&member));
+    late.drain();
+    assert!(
+        !late.replica.contains(&entry.id()) || late.replica.find(&entry.id()).unwrap().thrown_out
+    );
     let names = mesh.forge_names(&first, &blind.keys.clone(), "x", |_| {});
     assert!(matches!(first.feed(&names), Inserted::Rejected(_)));
 }
