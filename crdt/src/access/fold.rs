@@ -350,17 +350,20 @@ impl<'a> Fold<'a> {
             };
             let commands = by_root || self.stands_by_admin(place);
             verdict.outdated |= content.unknown && commands;
-            if let Some(member) = &content.member {
-                if self.certifies(place) {
-                    verdict
-                        .certificates
-                        .entry(member.device)
-                        .or_default()
-                        .push((place, member.role));
-                    sent.extend(content.envelopes.iter().map(|envelope| {
-                        (envelope.epoch, envelope.recipient, envelope.part, place)
-                    }));
-                }
+            if let Some(member) = &content.member
+                && self.certifies(place)
+            {
+                verdict
+                    .certificates
+                    .entry(member.device)
+                    .or_default()
+                    .push((place, member.role));
+                sent.extend(
+                    content
+                        .envelopes
+                        .iter()
+                        .map(|envelope| (envelope.epoch, envelope.recipient, envelope.part, place)),
+                );
             }
             if let Some(record) = &content.epoch {
                 let id = record.id(space);
