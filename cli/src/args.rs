@@ -91,6 +91,37 @@ pub(crate) struct UpArgs {
         env = "KITH_LISTEN"
     )]
     pub(crate) listen: Vec<std::net::IpAddr>,
+    /// Most that stored packs may take, as `200G` (of 1,024 each), or `none`; kept for later starts
+    #[arg(long, value_name = "SIZE", value_parser = quota)]
+    pub(crate) quota: Option<Quota>,
+    /// What an acknowledgement promises: `group` outlasts a power cut, `relaxed` only a killed process; kept for later starts
+    #[arg(long, value_name = "KIND")]
+    pub(crate) durability: Option<kith_node::config::Durability>,
+}
+
+/// A limit in bytes, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quota(pub(crate) Option<u64>);
+
+fn quota(typed: &str) -> Result<Quota, String> {
+    if typed == "none" {
+        return Ok(Quota(None));
+    }
+    size(typed).map(|bytes| Quota(Some(bytes)))
+}
+
+/// Bytes: a number, with `K`, `M`, `G` or `T` of 1,024 each.
+pub(crate) fn size(typed: &str) -> Result<u64, String> {
+    let wrong = || format!("{typed:?} is no size: a number, with K, M, G or T if meant");
+    let (number, shift) = match typed.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(number) if typed.ends_with('K') => (number, 10),
+        Some(number) if typed.ends_with('M') => (number, 20),
+        Some(number) if typed.ends_with('G') => (number, 30),
+        Some(number) => (number, 40),
+        None => (typed, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 #[derive(Debug, Args)]
@@ -244,6 +275,17 @@ pub(crate) enum SimCommand {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn sizes_are_read_as_typed() {
+        assert_eq!(quota("200G"), Ok(Quota(Some(200 << 30))));
+        assert_eq!(quota("7"), Ok(Quota(Some(7))));
+        assert_eq!(quota("3K"), Ok(Quota(Some(3072))));
+        assert_eq!(quota("none"), Ok(Quota(None)));
+        for wrong in ["", "G", "-1", "1g", "1.5G", "99999999999T", "1 G"] {
+            assert!(quota(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn arguments_do_not_contradict_each_other() {

@@ -13,7 +13,12 @@ use kith_object::id::SpaceId;
 use kith_object::key::{DeviceKeys, Rng, Secret};
 use zeroize::{Zeroize, Zeroizing};
 
-const KEY_FILE: &str = "device.key";
+/// The file that says who the device is.
+pub(crate) const KEY_FILE: &str = "device.key";
+/// The file with what the owner has set.
+pub(crate) const SETTINGS_FILE: &str = "settings";
+/// Longest settings file that is read.
+const SETTINGS_BYTES_MAX: u64 = 4096;
 const KEY_MAGIC: &[u8; 8] = b"kithkey1";
 /// Magic, space, device keys, door seed, checksum.
 const KEY_FILE_BYTES: usize = 8 + 32 + 64 + 32 + 16;
@@ -37,6 +42,89 @@ pub struct Identity {
     pub door: Secret,
 }
 
+/// What the owner has set for this device, kept from one start to the next.
+///
+/// Spec: `protocol/spec/home.md`, "Settings".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Most bytes that packs may take.
+    pub quota: Option<u64>,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// What was acknowledged outlasts a power cut.
+    #[default]
+    Group,
+    /// What was acknowledged outlasts a killed process; a power cut may take the last seconds.
+    Relaxed,
+}
+
+impl Durability {
+    /// As people type and read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Relaxed => "relaxed",
+        }
+    }
+}
+
+impl std::str::FromStr for Durability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Group, Self::Relaxed]
+            .into_iter()
+            .find(|durability| durability.name() == text)
+            .ok_or_else(|| format!("{text:?} is neither group nor relaxed"))
+    }
+}
+
+impl Settings {
+    fn encode(self) -> String {
+        let mut text = String::new();
+        if let Some(quota) = self.quota {
+            text.push_str(&format!("quota {quota}\n"));
+        }
+        text.push_str(&format!("durability {}\n", self.durability.name()));
+        checked_text("kith settings 1", text)
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let mut settings = Self::default();
+        for line in unchecked_text("kith settings 1", text)?.lines() {
+            match line.split_once(' ')? {
+                ("quota", bytes) => settings.quota = Some(bytes.parse().ok()?),
+                ("durability", name) => settings.durability = name.parse().ok()?,
+                // Of a later version, which this one need not understand.
+                _ => {}
+            }
+        }
+        Some(settings)
+    }
+}
+
+/// Adds a line that proves the text to be what was written: a flipped bit in a setting must not pass for a setting.
+pub(crate) fn checked_text(domain: &str, text: String) -> String {
+    let check = text_check(domain, &text);
+    format!("{text}check {check}\n")
+}
+
+/// The text without that line, if it is what was written.
+pub(crate) fn unchecked_text<'a>(domain: &str, text: &'a str) -> Option<&'a str> {
+    let (body, check) = text.strip_suffix('\n')?.rsplit_once("check ")?;
+    (check == text_check(domain, body)).then_some(body)
+}
+
+fn text_check(domain: &str, text: &str) -> String {
+    let whole = kith_object::key::derive(domain, text.as_bytes());
+    data_encoding::HEXLOWER.encode(whole.split_at(16).0)
+}
+
 /// Why a home could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
@@ -55,6 +143,12 @@ pub enum HomeError {
     /// The key file is not what was written.
     #[error("the key file {path} is damaged")]
     Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The settings are not what was written.
+    #[error("the settings {path} are damaged; set them again, say with `kith up --quota none`")]
+    SettingsDamaged {
         /// The file.
         path: PathBuf,
     },
@@ -140,6 +234,34 @@ impl Home {
             Err(source) => return Err(HomeError::Io { path, source }),
         };
         parse_identity(&bytes).ok_or(HomeError::Damaged { path })
+    }
+
+    /// What the owner has set; all defaults if nothing was.
+    ///
+    /// # Errors
+    /// [`HomeError::SettingsDamaged`], [`HomeError::Io`].
+    pub fn settings(&self) -> Result<Settings, HomeError> {
+        let path = self.path.join(SETTINGS_FILE);
+        let damaged = || HomeError::SettingsDamaged { path: path.clone() };
+        match fs::metadata(&path) {
+            Ok(data) if data.len() > SETTINGS_BYTES_MAX => return Err(damaged()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Settings::default()),
+            _ => {}
+        }
+        let bytes = fs::read(&path).map_err(|source| HomeError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let text = String::from_utf8(bytes).map_err(|_| damaged())?;
+        Settings::decode(&text).ok_or_else(damaged)
+    }
+
+    /// Keeps what the owner has set.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub fn write_settings(&self, settings: Settings) -> Result<(), HomeError> {
+        self.write_whole(SETTINGS_FILE, settings.encode().as_bytes())
     }
 
     /// Replaces a small file whole: temporary name, fsync, rename, folder fsync.
@@ -306,6 +428,31 @@ mod tests {
             assert!(parse_identity(&bad).is_none(), "bit {bit}");
         }
         assert!(parse_identity(&good[..good.len() - 1]).is_none());
+    }
+
+    #[test]
+    fn settings_survive_and_every_flipped_bit_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        assert_eq!(home.settings().unwrap(), Settings::default());
+        let set = Settings {
+            quota: Some(200 << 30),
+            durability: Durability::Relaxed,
+        };
+        home.write_settings(set).unwrap();
+        assert_eq!(home.settings().unwrap(), set);
+        let path = folder.path().join(SETTINGS_FILE);
+        let good = fs::read(&path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, bad).unwrap();
+            let read = home.settings();
+            assert!(
+                matches!(read, Err(HomeError::SettingsDamaged { .. })),
+                "bit {bit}: {read:?}"
+            );
+        }
     }
 
     #[test]

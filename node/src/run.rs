@@ -23,26 +23,35 @@ use zeroize::Zeroizing;
 pub(crate) use driver::Asker;
 use driver::{Parts, Traffic, asks, drive};
 
-use crate::config::{Home, HomeError, Identity, fresh_rng, now};
+use crate::config::{
+    Durability, Home, HomeError, Identity, Settings, checked_text, fresh_rng, now, unchecked_text,
+};
 use crate::local;
 use crate::net::door::{Door, DoorHandle};
 use crate::net::{self, Inside, Multiaddr};
-use crate::store::{self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk};
+use crate::store::{
+    self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
+};
 
 /// The side file with other devices' addresses.
 pub(crate) const BOOK_FILE: &str = "peers";
 /// The side file with tickets.
-const TICKETS_FILE: &str = "tickets";
+pub(crate) const TICKETS_FILE: &str = "tickets";
 /// The log of entries.
-const LOG: &str = "entries.log";
+pub(crate) const LOG: &str = "entries.log";
 /// The file with the ports listened on last.
-const PORTS_FILE: &str = "ports";
+pub(crate) const PORTS_FILE: &str = "ports";
+/// Separates its check from that of other files.
+pub(crate) const PORTS_DOMAIN: &str = "kith ports 1";
 
 /// There while a device that came in by the words has agreed with no other yet.
 pub(crate) const UNSETTLED_FILE: &str = "unsettled";
 
 /// How long it may take until all addresses are listened on.
 const LISTEN_WAIT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Between two syncs with relaxed durability, in ticks of a second: what a power cut may take.
+const SETTLE_TICKS: u64 = 5;
 
 /// How long calls under way may take to end when the daemon is told to stop.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
@@ -106,6 +115,10 @@ pub struct Created {
 pub struct UpOptions {
     /// Addresses to listen on.
     pub listen: Vec<IpAddr>,
+    /// Sets the quota of the store for good; `Some(None)` lifts it.
+    pub quota: Option<Option<u64>>,
+    /// Sets for good what an acknowledgement promises.
+    pub durability: Option<Durability>,
 }
 
 /// Where a device that serves can be found.
@@ -143,6 +156,8 @@ pub struct Node {
     stop: tokio::sync::Notify,
     /// Packs closed here of which the catalogue does not know yet.
     unborn: Mutex<Vec<kith_object::store::Born>>,
+    settings: Settings,
+    settlers: [Settler; 2],
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
 }
@@ -193,7 +208,7 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn open(home: Home) -> Result<Arc<Self>, NodeError> {
-        let (node, parts, asker, queue, _) = Self::prepare(home, false).await?;
+        let (node, parts, asker, queue, _) = Self::prepare(home, None).await?;
         let driver = tokio::spawn(drive(parts, asker, queue));
         *held(&node.driver) = Some(driver);
         Ok(node)
@@ -204,7 +219,8 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn up(home: Home, options: UpOptions) -> Result<Daemon, NodeError> {
-        let (node, mut parts, asker, queue, door_asks) = Self::prepare(home, true).await?;
+        let (node, mut parts, asker, queue, door_asks) =
+            Self::prepare(home, Some(options.clone())).await?;
         let ports = Ports::read(&node.home);
         let seed = Zeroizing::new(*node.identity.keys.sign_key().seed().expose());
         let (inside, events) = with_ports(&ports.inside, |port| {
@@ -245,7 +261,9 @@ impl Node {
         })
     }
 
-    async fn prepare(home: Home, online: bool) -> Result<Prepared, NodeError> {
+    /// With options it is to serve.
+    async fn prepare(home: Home, options: Option<UpOptions>) -> Result<Prepared, NodeError> {
+        let online = options.is_some();
         let (asker, queue) = asks(online);
         let (keeper, door_asks) = door::keeper();
         let traffic = Arc::new(Mutex::new(Traffic::new()));
@@ -254,10 +272,12 @@ impl Node {
             blocking(move || {
                 let identity = home.identity()?;
                 let lock = lock(&home, if online { "kith up" } else { "a kith command" })?;
+                let settings = settings(&home, options.as_ref())?;
                 let mut rng = fresh_rng();
                 let index_key = identity.keys.local_secret("kith index 1");
-                let (store, report) = store::open_store(home.path(), identity.space, &index_key)
-                    .map_err(NodeError::Store)?;
+                let (store, report) =
+                    store::open_store(home.path(), identity.space, &index_key, settings)
+                        .map_err(NodeError::Store)?;
                 if report != kith_object::store::RecoveryReport::default() {
                     tracing::warn!(?report, "the store was mended while it was opened");
                 }
@@ -271,7 +291,11 @@ impl Node {
                 };
                 let mut waking = Waking::new(now(), setup);
                 let mut offsets = BTreeMap::new();
-                let (log, report) = open_log(&home, |offset, record| {
+                let logs =
+                    store::open_logs(home.path(), settings.durability).map_err(NodeError::Store)?;
+                // Blocks, then the entries that name them.
+                let settlers = [store.disk().settler(), logs.settler()];
+                let (log, report) = open_log(logs, |offset, record| {
                     if let Some(id) = waking.record(&record) {
                         offsets.insert(id, offset);
                     }
@@ -313,6 +337,8 @@ impl Node {
                     door: Mutex::new(Vec::new()),
                     stop: tokio::sync::Notify::new(),
                     unborn: Mutex::default(),
+                    settings,
+                    settlers,
                     driver: Mutex::new(None),
                     _lock: lock,
                 };
@@ -383,6 +409,16 @@ impl Node {
         }
     }
 
+    /// With relaxed durability, syncs what was acknowledged since the last time.
+    async fn settle(&self) {
+        let settlers = self.settlers.clone();
+        let settled =
+            tokio::task::spawn_blocking(move || settlers.iter().try_for_each(Settler::settle));
+        if let Ok(Err(error)) = settled.await {
+            tracing::error!(%error, "acknowledged blocks or entries may be lost with the power; start again");
+        }
+    }
+
     /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
     pub async fn close(&self) {
         self.asker.stop();
@@ -397,6 +433,7 @@ impl Node {
             }
         })
         .await;
+        self.settle().await;
     }
 }
 
@@ -422,6 +459,7 @@ impl Daemon {
     /// Why it cannot go on.
     pub async fn ended(&self) -> Result<(), NodeError> {
         let broken = async {
+            let mut ticks = 0_u64;
             loop {
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 if self.socket.is_finished()
@@ -432,6 +470,10 @@ impl Daemon {
                     return;
                 }
                 self.node.tend_packs().await;
+                ticks += 1;
+                if ticks % SETTLE_TICKS == 0 {
+                    self.node.settle().await;
+                }
             }
         };
         tokio::select! {
@@ -479,7 +521,8 @@ pub(crate) fn write_first_entries(home: &Home, entries: &[Entry]) -> Result<(), 
         .into());
     }
     store::forget_logs(home.path()).map_err(NodeError::Store)?;
-    let (log, _) = open_log(home, |_, _| {})?;
+    let logs = store::open_logs(home.path(), Durability::Group).map_err(NodeError::Store)?;
+    let (log, _) = open_log(logs, |_, _| {})?;
     for entry in entries {
         log.append(&entry.encode()).map_err(NodeError::Log)?;
     }
@@ -488,11 +531,30 @@ pub(crate) fn write_first_entries(home: &Home, entries: &[Entry]) -> Result<(), 
 
 /// Opens the log of entries, telling each record and where it is.
 fn open_log(
-    home: &Home,
+    disk: RealDisk,
     each: impl FnMut(u64, Bytes),
 ) -> Result<(Log<RealDisk>, LogReport), NodeError> {
-    let disk = store::open_logs(home.path()).map_err(NodeError::Store)?;
     Log::open_each(disk, LOG, each).map_err(NodeError::Log)
+}
+
+/// What the owner has set, with what is set now. Damaged settings are no reason to stand still: the defaults lose nothing.
+fn settings(home: &Home, options: Option<&UpOptions>) -> Result<Settings, NodeError> {
+    let kept = match home.settings() {
+        Err(error @ HomeError::SettingsDamaged { .. }) => {
+            tracing::error!(%error, "the defaults are used");
+            Settings::default()
+        }
+        kept => kept?,
+    };
+    let mut settings = kept;
+    if let Some(options) = options {
+        settings.quota = options.quota.unwrap_or(settings.quota);
+        settings.durability = options.durability.unwrap_or(settings.durability);
+        if options.quota.is_some() || options.durability.is_some() {
+            home.write_settings(settings)?;
+        }
+    }
+    Ok(settings)
 }
 
 fn book_keeper(home: Home, keys: DeviceKeys) -> Box<dyn Fn(Bytes) + Send> {
@@ -519,7 +581,8 @@ struct Ports {
 impl Ports {
     fn read(home: &Home) -> Self {
         let text = std::fs::read_to_string(home.path().join(PORTS_FILE)).unwrap_or_default();
-        let mut ports = text
+        let mut ports = unchecked_text(PORTS_DOMAIN, &text)
+            .unwrap_or_default()
             .split_whitespace()
             .map(|port| port.parse().unwrap_or(0));
         let mut next = || (ports.next().unwrap_or(0), ports.next().unwrap_or(0));
@@ -550,6 +613,7 @@ impl Ports {
             "{} {} {} {}\n",
             self.inside.0, self.inside.1, self.door.0, self.door.1
         );
+        let text = checked_text(PORTS_DOMAIN, text);
         if let Err(error) = home.write_whole(PORTS_FILE, text.as_bytes()) {
             tracing::warn!(%error, "ports not kept");
         }

@@ -15,7 +15,9 @@ use kith_object::id::SpaceId;
 use kith_object::key::Secret;
 use kith_object::store::{RecoveryReport, Store, StoreConfig, StoreError};
 
-pub use disk::RealDisk;
+use crate::config::{Durability, Settings};
+
+pub use disk::{RealDisk, Settler};
 pub use index::FjallIndex;
 pub use lock::{HomeLock, LOCK_WAIT, LockError};
 
@@ -69,18 +71,24 @@ pub fn open_store(
     home: &Path,
     space: SpaceId,
     key: &Secret,
+    settings: Settings,
 ) -> Result<(DiskStore, RecoveryReport), OpenStoreError> {
     let path = home.join(PACKS);
     let disk = RealDisk::open(&path).map_err(|source| OpenStoreError::Folder {
         path: path.clone(),
         source,
     })?;
+    disk.set_relaxed(settings.durability == Durability::Relaxed);
     let index = home.join(INDEX);
     let index = FjallIndex::open(&index, key).map_err(|source| OpenStoreError::Index {
         path: index,
         source,
     })?;
-    Store::open(disk, index, StoreConfig::new(space)).map_err(|source| OpenStoreError::Store {
+    let config = StoreConfig {
+        quota: settings.quota,
+        ..StoreConfig::new(space)
+    };
+    Store::open(disk, index, config).map_err(|source| OpenStoreError::Store {
         path,
         source: Box::new(source),
     })
@@ -104,9 +112,11 @@ pub fn forget_logs(home: &Path) -> Result<(), OpenStoreError> {
 ///
 /// # Errors
 /// [`OpenStoreError::Folder`].
-pub fn open_logs(home: &Path) -> Result<RealDisk, OpenStoreError> {
+pub fn open_logs(home: &Path, durability: Durability) -> Result<RealDisk, OpenStoreError> {
     let path = home.join(LOGS);
-    RealDisk::open(&path).map_err(|source| OpenStoreError::Folder { path, source })
+    let disk = RealDisk::open(&path).map_err(|source| OpenStoreError::Folder { path, source })?;
+    disk.set_relaxed(durability == Durability::Relaxed);
+    Ok(disk)
 }
 
 #[cfg(test)]

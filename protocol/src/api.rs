@@ -406,6 +406,16 @@ pub struct Status {
     pub blocks: u64,
     /// Bytes of packs on this disk.
     pub disk_bytes: u64,
+    /// Of these, bytes that go first when room is needed.
+    pub cached_bytes: u64,
+    /// Most bytes that packs may take, if there is a limit.
+    pub quota_bytes: Option<u64>,
+    /// Bytes free on the disk, where it can tell.
+    pub free_bytes: Option<u64>,
+    /// Bytes that stay free.
+    pub floor_bytes: u64,
+    /// `group`, or `relaxed`: then a power cut may take the last seconds of what was acknowledged.
+    pub durability: String,
     /// Names with more than one current version.
     pub conflicts: u64,
     /// Whether this device can write now.

@@ -18,6 +18,23 @@ pub(crate) async fn run(home: &Home, output: &mut Output) -> Result<(), CommandE
     Ok(())
 }
 
+/// Used, quota and free, in a line.
+fn room(status: &Status) -> String {
+    let mut text = format!("{} used", human(status.disk_bytes));
+    if status.cached_bytes > 0 {
+        text.push_str(&format!(" ({} of it cache)", human(status.cached_bytes)));
+    }
+    match status.quota_bytes {
+        Some(quota) => text.push_str(&format!(" of a quota of {}", human(quota))),
+        None => text.push_str(", no quota"),
+    }
+    if let Some(free) = status.free_bytes {
+        let floor = human(status.floor_bytes);
+        text.push_str(&format!(", {} free, {floor} of it stays free", human(free)));
+    }
+    text
+}
+
 fn text(status: &Status) -> String {
     let mut text = format!(
         "mesh       {}\ndevice     {} ({}, {})\n",
@@ -38,6 +55,12 @@ fn text(status: &Status) -> String {
         "devices    {}, {} connected\ntree       {} versions, {} names with several current ones\nstore      {} blocks, {} on disk\nentries    {}\n",
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
     ));
+    text.push_str(&format!("room       {}\n", room(status)));
+    if status.durability == "relaxed" {
+        text.push_str(
+            "durability relaxed: a power cut may take the last seconds of what was acknowledged\n",
+        );
+    }
     if let Some(why) = &status.read_only {
         text.push_str(&format!("read-only  {why}\n"));
     }

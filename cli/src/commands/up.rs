@@ -15,6 +15,8 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
     let mut terminate = signal(SignalKind::terminate())?;
     let options = UpOptions {
         listen: args.listen,
+        quota: args.quota.map(|quota| quota.0),
+        durability: args.durability,
     };
     let daemon = tokio::select! {
         up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,

@@ -22,8 +22,90 @@ const FILES_OPEN_MAX: usize = 256;
 pub struct RealDisk {
     folder: PathBuf,
     /// For syncing names.
-    folder_file: File,
-    open: Mutex<OpenFiles>,
+    folder_file: Arc<File>,
+    open: Arc<Mutex<OpenFiles>>,
+    later: Arc<Later>,
+}
+
+/// What relaxed durability has put off.
+#[derive(Debug, Default)]
+struct Later {
+    relaxed: AtomicBool,
+    names: AtomicBool,
+    /// A sync that was put off has failed: from then on every sync fails, since what was acknowledged may be gone.
+    failed: AtomicBool,
+}
+
+/// Syncs what relaxed durability has put off; a handle of the same disk.
+#[derive(Debug, Clone)]
+pub struct Settler {
+    folder_file: Arc<File>,
+    open: Arc<Mutex<OpenFiles>>,
+    later: Arc<Later>,
+}
+
+impl Settler {
+    /// Returns once everything that was acknowledged so far would outlast a power cut.
+    ///
+    /// # Errors
+    /// Whatever the system says; the disk takes no more then.
+    pub fn settle(&self) -> io::Result<()> {
+        if !self.later.relaxed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let result = self.try_settle();
+        if result.is_err() {
+            self.later.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Files that wait for their sync.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        let open = self.open.lock().unwrap();
+        let files = open.files.values();
+        files
+            .filter(|(_, file)| file.unsynced.load(Ordering::Acquire))
+            .count()
+    }
+
+    /// As if a sync that was put off had failed.
+    #[cfg(test)]
+    pub(super) fn fail(&self) {
+        self.later.failed.store(true, Ordering::Release);
+    }
+
+    fn try_settle(&self) -> io::Result<()> {
+        let unsynced: Vec<Arc<OpenFile>> = {
+            let open = self
+                .open
+                .lock()
+                .expect("no thread panics while it holds this lock");
+            let files = open.files.values().map(|(_, file)| file);
+            files
+                .filter(|file| file.unsynced.load(Ordering::Acquire))
+                .cloned()
+                .collect()
+        };
+        for file in unsynced {
+            sync_file(&file)?;
+        }
+        if self.later.names.swap(false, Ordering::AcqRel) {
+            self.folder_file.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+fn sync_file(open: &OpenFile) -> io::Result<()> {
+    // Before the sync: what is appended during it is unsynced again.
+    open.unsynced.store(false, Ordering::Release);
+    let result = open.file.sync_data();
+    if result.is_err() {
+        open.unsynced.store(true, Ordering::Release);
+    }
+    result.map_err(plain)
 }
 
 #[derive(Debug, Default)]
@@ -48,9 +130,34 @@ impl RealDisk {
         make_folder(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
-            folder_file: File::open(folder)?,
-            open: Mutex::default(),
+            folder_file: Arc::new(File::open(folder)?),
+            open: Arc::default(),
+            later: Arc::default(),
         })
+    }
+
+    /// With relaxed durability a sync returns at once, and [`Settler::settle`] does what was asked, some seconds later.
+    ///
+    /// Spec: `protocol/spec/store.md`, "Durability".
+    pub fn set_relaxed(&self, relaxed: bool) {
+        self.later.relaxed.store(relaxed, Ordering::Release);
+    }
+
+    /// What does the syncs that relaxed durability puts off.
+    pub fn settler(&self) -> Settler {
+        Settler {
+            folder_file: Arc::clone(&self.folder_file),
+            open: Arc::clone(&self.open),
+            later: Arc::clone(&self.later),
+        }
+    }
+
+    /// Whether a sync is put off; an error if one that was put off has failed.
+    fn put_off(&self) -> io::Result<bool> {
+        if self.later.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("an earlier sync has failed"));
+        }
+        Ok(self.later.relaxed.load(Ordering::Acquire))
     }
 
     /// The folder.
@@ -185,16 +292,17 @@ impl Disk for RealDisk {
 
     fn sync(&self, name: &str) -> io::Result<()> {
         let open = self.file(name)?;
-        // Before the sync: what is appended during it is unsynced again.
-        open.unsynced.store(false, Ordering::Release);
-        let result = open.file.sync_data();
-        if result.is_err() {
-            open.unsynced.store(true, Ordering::Release);
+        if self.put_off()? {
+            return Ok(());
         }
-        result.map_err(plain)
+        sync_file(&open)
     }
 
     fn sync_names(&self) -> io::Result<()> {
+        if self.put_off()? {
+            self.later.names.store(true, Ordering::Release);
+            return Ok(());
+        }
         self.folder_file.sync_all()
     }
 
@@ -233,12 +341,12 @@ impl Disk for RealDisk {
     }
 
     fn free(&self) -> Option<u64> {
-        let stat = rustix::fs::fstatvfs(&self.folder_file).ok()?;
+        let stat = rustix::fs::fstatvfs(&*self.folder_file).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     fn size(&self) -> Option<u64> {
-        let stat = rustix::fs::fstatvfs(&self.folder_file).ok()?;
+        let stat = rustix::fs::fstatvfs(&*self.folder_file).ok()?;
         Some(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 }

@@ -84,11 +84,11 @@ fn home_is_for_its_owner_alone() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path().join("a/b");
     let _lock = HomeLock::take(&home, "test", Duration::ZERO).unwrap();
-    let (store, _) = open_store(&home, space(), &key()).unwrap();
+    let (store, _) = open_store(&home, space(), &key(), Settings::default()).unwrap();
     let (cid, bytes) = block(1, 100);
     store.put(Class::Bulk, &cid, &bytes).unwrap();
     store.flush().unwrap();
-    drop(open_logs(&home).unwrap());
+    drop(open_logs(&home, Durability::Group).unwrap());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     for folder in [
         &home,
@@ -143,12 +143,18 @@ fn many_files_do_not_stay_open() {
 #[test]
 fn index_under_another_key_is_made_anew() {
     let home = tempfile::tempdir().unwrap();
-    let (store, _) = open_store(home.path(), space(), &key()).unwrap();
+    let (store, _) = open_store(home.path(), space(), &key(), Settings::default()).unwrap();
     let (cid, bytes) = block(1, 100);
     store.put(Class::Bulk, &cid, &bytes).unwrap();
     store.close_packs().unwrap();
     drop(store);
-    let (store, report) = open_store(home.path(), space(), &Secret::new([6; 32])).unwrap();
+    let (store, report) = open_store(
+        home.path(),
+        space(),
+        &Secret::new([6; 32]),
+        Settings::default(),
+    )
+    .unwrap();
     assert_eq!(report.indexed, 1);
     assert_eq!(store.get(&cid).unwrap().unwrap(), bytes);
 }
@@ -156,7 +162,7 @@ fn index_under_another_key_is_made_anew() {
 #[test]
 fn index_tells_nothing_of_what_is_stored() {
     let home = tempfile::tempdir().unwrap();
-    let (store, _) = open_store(home.path(), space(), &key()).unwrap();
+    let (store, _) = open_store(home.path(), space(), &key(), Settings::default()).unwrap();
     let (cid, bytes) = block(1, 100);
     store.put(Class::Bulk, &cid, &bytes).unwrap();
     store.close_packs().unwrap();
@@ -266,18 +272,18 @@ fn damaged_index_loses_nothing() {
 #[test]
 fn index_whose_opening_ended_the_process_is_made_anew() {
     let home = tempfile::tempdir().unwrap();
-    let (store, _) = open_store(home.path(), space(), &key()).unwrap();
+    let (store, _) = open_store(home.path(), space(), &key(), Settings::default()).unwrap();
     let (cid, bytes) = block(1, 100);
     store.put(Class::Bulk, &cid, &bytes).unwrap();
     store.close_packs().unwrap();
     drop(store);
     // What a process leaves that ends inside the opening.
     fs::write(home.path().join("index.damaged"), b"").unwrap();
-    let (store, report) = open_store(home.path(), space(), &key()).unwrap();
+    let (store, report) = open_store(home.path(), space(), &key(), Settings::default()).unwrap();
     assert_eq!(report.indexed, 1);
     assert_eq!(store.get(&cid).unwrap().unwrap(), bytes);
     drop(store);
-    let (_, report) = open_store(home.path(), space(), &key()).unwrap();
+    let (_, report) = open_store(home.path(), space(), &key(), Settings::default()).unwrap();
     assert_eq!(report.indexed, 0);
 }
 
@@ -308,4 +314,53 @@ fn numbers_of_removed_packs_are_not_used_again() {
         .unwrap();
     assert!(index.locations(&cid).unwrap().is_empty());
     assert_eq!(index.locations(&other).unwrap().len(), 1);
+}
+
+#[test]
+fn relaxed_durability_puts_syncs_off_and_a_failure_is_final() {
+    let home = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        durability: Durability::Relaxed,
+        ..Settings::default()
+    };
+    let (store, _) = open_store(home.path(), space(), &key(), settings).unwrap();
+    let settler = store.disk().settler();
+    let (cid, bytes) = block(1, 100);
+    store.put(Class::Bulk, &cid, &bytes).unwrap();
+    store.flush().unwrap();
+    assert_eq!(settler.waiting(), 1);
+    settler.settle().unwrap();
+    assert_eq!(settler.waiting(), 0);
+    store.close_packs().unwrap();
+    assert_eq!(settler.waiting(), 1);
+    settler.settle().unwrap();
+    settler.fail();
+    let (cid, bytes) = block(2, 100);
+    store.put(Class::Bulk, &cid, &bytes).unwrap();
+    assert!(matches!(store.flush(), Err(StoreError::Sync { .. })));
+    assert!(matches!(store.flush(), Err(StoreError::Broken)));
+}
+
+#[test]
+fn quota_holds_on_the_real_disk() {
+    let home = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        quota: Some(100_000),
+        ..Settings::default()
+    };
+    let (store, _) = open_store(home.path(), space(), &key(), settings).unwrap();
+    let refused = (0..200).find_map(|number| {
+        let (cid, bytes) = block(number, 1000);
+        store.put(Class::Bulk, &cid, &bytes).err()
+    });
+    assert!(matches!(refused, Some(StoreError::Quota { .. })));
+    store.close_packs().unwrap();
+    let on_disk: u64 = files(&home.path().join(PACKS))
+        .iter()
+        .map(|file| fs::metadata(file).unwrap().len())
+        .sum();
+    let usage = store.usage().unwrap();
+    assert_eq!(usage.bytes, on_disk);
+    assert!((90_000..=100_000).contains(&on_disk), "{on_disk}");
+    assert!(usage.floor <= 1 << 30 && usage.floor > 0);
 }

@@ -19,6 +19,7 @@ impl Node {
         let traffic = held(&self.traffic).clone();
         let store = self.store.clone();
         let packs = tokio::task::spawn_blocking(move || store.usage()).await;
+        let settings = self.settings;
         let usage = packs
             .map_err(|error| {
                 Failure::new(FailureKind::Failed, "count what is stored").because(&error)
@@ -46,6 +47,11 @@ impl Node {
                     versions: device.tree().version_count() as u64,
                     blocks: usage.blocks,
                     disk_bytes: usage.bytes,
+                    cached_bytes: usage.cached,
+                    quota_bytes: usage.quota,
+                    free_bytes: usage.free,
+                    floor_bytes: usage.floor,
+                    durability: settings.durability.name().to_owned(),
                     conflicts: device.tree().conflicts().len() as u64,
                     writable: device.is_settled()
                         && matches!(device.replica().seal_state(), SealState::Ready(_)),
