@@ -275,7 +275,13 @@ impl Disk for RealDisk {
     }
 
     fn len(&self, name: &str) -> io::Result<u64> {
-        Ok(self.file(name)?.file.metadata()?.len())
+        let path = self.path(name)?;
+        // A start asks this of every pack: nothing is opened for it.
+        let open = self.open_files().files.get(name).cloned();
+        match open {
+            Some((_, open)) => Ok(open.file.metadata()?.len()),
+            None => Ok(fs::metadata(path)?.len()),
+        }
     }
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {

@@ -271,6 +271,30 @@ impl FjallIndex {
         Ok(())
     }
 
+    fn try_each(&self, see: &mut dyn FnMut(&[u8], &[Location])) -> io::Result<()> {
+        let odd = || damaged("a value of the index does not open");
+        let mut entries = self.entries.prefix([TAG_BLOCK]);
+        while let Some(guard) = guarded(|| Ok(entries.next()))? {
+            let (key, value) = guarded(|| guard.into_inner().map_err(plain))?;
+            let value = self.keys.open(&key, &value).ok_or_else(odd)?;
+            let (places, rest) = value.as_chunks::<PLACE_BYTES>();
+            if !rest.is_empty() {
+                return Err(odd());
+            }
+            let packs = self.packs_now();
+            let located: Vec<Location> = places
+                .iter()
+                .map(Place::decode)
+                .filter_map(|place| place.located(&packs))
+                .collect();
+            drop(packs);
+            if !located.is_empty() {
+                see(&key, &located);
+            }
+        }
+        Ok(())
+    }
+
     /// Drops the places in one pack of some blocks; with `whole`, the pack as well.
     fn try_remove(&self, pack: &PackId, blocks: &[Cid], whole: bool) -> io::Result<()> {
         let _writing = self.writing();
@@ -307,14 +331,7 @@ impl Index for FjallIndex {
     fn locations(&self, cid: &Cid) -> io::Result<Vec<Location>> {
         let packs = self.packs_now();
         let places = self.noting(self.places(&self.keys.block(cid), &packs))?;
-        let located = places.iter().filter_map(|place| {
-            let (pack, _) = packs.by_number.get(&place.pack)?;
-            Some(Location {
-                pack: *pack,
-                offset: place.offset,
-                len: place.len,
-            })
-        });
+        let located = places.iter().filter_map(|place| place.located(&packs));
         Ok(located.collect())
     }
 
@@ -333,6 +350,14 @@ impl Index for FjallIndex {
     fn remove_pack(&self, pack: &PackId, blocks: &[Cid]) -> io::Result<()> {
         self.noting(self.try_remove(pack, blocks, true))
     }
+
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[Location])) -> io::Result<()> {
+        self.noting(self.try_each(see))
+    }
+
+    fn key_of(&self, cid: &Cid) -> Vec<u8> {
+        self.keys.block(cid).to_vec()
+    }
 }
 
 /// Where a block is, as the index writes it.
@@ -345,6 +370,16 @@ struct Place {
 }
 
 impl Place {
+    /// With the pack's name, if it is known.
+    fn located(&self, packs: &Packs) -> Option<Location> {
+        let (pack, _) = packs.by_number.get(&self.pack)?;
+        Some(Location {
+            pack: *pack,
+            offset: self.offset,
+            len: self.len,
+        })
+    }
+
     fn encode(&self) -> [u8; PLACE_BYTES] {
         let mut bytes = [0; PLACE_BYTES];
         let words = [self.pack, self.offset, self.len];

@@ -68,6 +68,15 @@ pub trait Index: Send + Sync {
     /// # Errors
     /// As [`Index::locations`].
     fn remove_pack(&self, pack: &PackId, blocks: &[Cid]) -> io::Result<()>;
+
+    /// Shows every block with a place in a pack that is known, in no particular order: what stands for the block here, and its places.
+    ///
+    /// # Errors
+    /// As [`Index::locations`].
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[Location])) -> io::Result<()>;
+
+    /// What stands for a block in [`Index::each`].
+    fn key_of(&self, cid: &Cid) -> Vec<u8>;
 }
 
 impl<I: Index + ?Sized> Index for Arc<I> {
@@ -85,6 +94,12 @@ impl<I: Index + ?Sized> Index for Arc<I> {
     }
     fn remove_pack(&self, pack: &PackId, blocks: &[Cid]) -> io::Result<()> {
         (**self).remove_pack(pack, blocks)
+    }
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[Location])) -> io::Result<()> {
+        (**self).each(see)
+    }
+    fn key_of(&self, cid: &Cid) -> Vec<u8> {
+        (**self).key_of(cid)
     }
 }
 
@@ -159,6 +174,25 @@ impl Index for MemIndex {
         }
         lock(&self.inner).packs.remove(pack);
         Ok(())
+    }
+
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[Location])) -> io::Result<()> {
+        let inner = lock(&self.inner);
+        for (cid, locations) in &inner.blocks {
+            let known = locations.iter();
+            let known: Vec<Location> = known
+                .filter(|location| inner.packs.contains_key(&location.pack))
+                .copied()
+                .collect();
+            if !known.is_empty() {
+                see(&cid.to_bytes(), &known);
+            }
+        }
+        Ok(())
+    }
+
+    fn key_of(&self, cid: &Cid) -> Vec<u8> {
+        cid.to_bytes()
     }
 }
 

@@ -20,6 +20,7 @@ pub mod log;
 pub mod manifest;
 pub mod object;
 pub mod pack;
+pub mod scrub;
 pub mod seal;
 pub mod store;
 pub mod time;

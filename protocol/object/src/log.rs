@@ -364,6 +364,66 @@ impl<D: Disk> Log<D> {
     }
 }
 
+/// What [`check`] found in a log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogCheck {
+    /// Intact records.
+    pub records: u64,
+    /// Bytes looked at.
+    pub bytes: u64,
+    /// Places that hold no intact record; the last may be the end of a write that was cut short.
+    pub damaged: Vec<Range<u64>>,
+}
+
+/// Reads a log through and changes nothing; a file that is missing has no records.
+///
+/// # Errors
+/// Whatever the disk says.
+pub fn check<D: Disk>(disk: &D, name: &str) -> io::Result<LogCheck> {
+    let len = match disk.len(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LogCheck::default()),
+        len => len?,
+    };
+    let mut report = LogReport::default();
+    let mut window = Window {
+        disk,
+        name,
+        len,
+        start: 0,
+        bytes: Vec::new(),
+    };
+    let head = window.at(0, HEADER_BYTES)?;
+    let mut fault = (head.first_chunk() != Some(&header())).then_some(0);
+    let mut offset = HEADER_BYTES as u64;
+    while offset < len {
+        match window.frame(offset)? {
+            Frame::Sound(record) => {
+                if let Some(from) = fault.take() {
+                    // Damage in the head of the file ends there; the first frame does not begin later.
+                    report.note_damage(from..offset);
+                }
+                report.records += 1;
+                offset += (FRAME_BYTES + record.len()) as u64;
+            }
+            broken => {
+                fault.get_or_insert(offset);
+                offset = match broken {
+                    Frame::Broken { next } if window.is_sound(next)? => next,
+                    _ => window.next_magic(offset + 1)?,
+                };
+            }
+        }
+    }
+    if let Some(from) = fault {
+        report.note_damage(from..len);
+    }
+    Ok(LogCheck {
+        records: report.records,
+        bytes: len,
+        damaged: report.damaged,
+    })
+}
+
 impl LogReport {
     fn note_damage(&mut self, range: Range<u64>) {
         let full = self.damaged.len() >= DAMAGED_MAX;

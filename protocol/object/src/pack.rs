@@ -568,6 +568,39 @@ pub fn check(bytes: &[u8]) -> Result<Pack, PackError> {
     })
 }
 
+/// The blocks that a damaged pack file is said to hold: by its index if that is sound, else by the heads of its records as far as they
+/// lead. The bytes of the blocks are not looked at.
+pub fn said(bytes: &[u8]) -> Vec<BlockAt> {
+    let tail = bytes.len().saturating_sub(TRAILER_BYTES);
+    let by_index = || {
+        let trailer = bytes.get(tail..)?;
+        let trailer = Trailer::decode(trailer, bytes.len() as u64).ok()?;
+        let start = usize::try_from(trailer.index_offset).ok()?;
+        read_index(bytes.get(start..tail)?, &trailer).ok()
+    };
+    by_index().unwrap_or_else(|| {
+        let mut blocks = Vec::new();
+        let mut offset = HEADER_BYTES;
+        while let Some((cid, len, head_len)) = bytes.get(offset..).and_then(record_head) {
+            let start = offset + head_len;
+            let (Ok(at), Ok(block_len)) = (u32::try_from(start), u32::try_from(len)) else {
+                break;
+            };
+            // A footer may look like one more record.
+            if start + len > bytes.len() || blocks.len() >= PACK_BLOCKS_MAX {
+                break;
+            }
+            blocks.push(BlockAt {
+                cid,
+                offset: at,
+                len: block_len,
+            });
+            offset = start + len;
+        }
+        blocks
+    })
+}
+
 /// What [`scan`] found in a file that nobody finished, or that is damaged.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {

@@ -9,6 +9,7 @@ mod open_pack;
 mod reading;
 mod recovery;
 mod room;
+mod scrub;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -23,6 +24,7 @@ use cache::Cached;
 pub use error::StoreError;
 use open_pack::{Held, Writer};
 pub use room::{FREE_FLOOR, Usage};
+pub use scrub::{Damage, IndexFault};
 
 /// How a store is set up.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +197,11 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Counts since the store was opened.
     pub fn stats(&self) -> StoreStats {
         *lock(&self.stats)
+    }
+
+    /// The index of the store. Changing it behind the store's back is for tests.
+    pub fn index(&self) -> &I {
+        &self.index
     }
 
     /// The disk the store lies on.

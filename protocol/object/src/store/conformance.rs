@@ -2,12 +2,14 @@
 //!
 //! The module above provides `object`, the crate `kith-object` by that name.
 
+use std::collections::BTreeMap;
+
 use super::object::disk::Disk;
 use super::object::id::{Cid, PackId, SpaceId};
-use super::object::index::{Index, PackInfo};
+use super::object::index::{Index, Location, PackInfo};
 use super::object::log::Log;
 use super::object::pack::{self, BLOCK_BYTES_MAX, BlockAt, Class, HEADER_BYTES};
-use super::object::store::{PACK_IDLE, Store, StoreConfig, StoreError, Verified};
+use super::object::store::{IndexFault, Keep, PACK_IDLE, Store, StoreConfig, StoreError, Verified};
 use super::object::time::{Span, Time};
 
 /// A place that can be opened again and again, as after a restart.
@@ -93,6 +95,10 @@ macro_rules! suite_of {
             damaged_block_of_an_open_pack_counts_as_absent_until_put_again,
             second_copy_answers_for_a_damaged_one,
             quarantine_keeps_sound_blocks_and_the_file,
+            rebuilt_index_equals_the_lost_one,
+            index_of_another_time_is_mended_at_the_start,
+            scrub_names_what_is_damaged_and_keeps_the_rest,
+            index_that_differs_from_the_packs_is_noticed,
             broken_footer_costs_no_block,
             torn_end_of_an_open_pack_is_cut,
             damage_inside_an_open_pack_costs_one_block,
@@ -693,4 +699,190 @@ pub(super) fn log_keeps_its_records(place: &impl Place) {
         (report.damaged.len(), report.damaged[0].clone()),
         (1, 16..66)
     );
+}
+
+/// All entries of an index, in an order of their own.
+fn entries<I: Index>(index: &I) -> Entries {
+    let mut blocks = BTreeMap::new();
+    index
+        .each(&mut |key, places| {
+            let mut places = places.to_vec();
+            places.sort_unstable();
+            blocks.insert(key.to_vec(), places);
+        })
+        .unwrap();
+    let mut packs = index.packs().unwrap();
+    packs.sort_unstable_by_key(|(pack, _)| *pack);
+    (blocks, packs)
+}
+
+type Entries = (BTreeMap<Vec<u8>, Vec<Location>>, Vec<(PackId, PackInfo)>);
+
+/// Packs of all kinds: of several classes, cached, with blocks that lie in two.
+fn fill<P: Place>(store: &Store<P::Disk, P::Index>) {
+    for number in 0..120 {
+        let (cid, bytes) = block(number, 700);
+        let class = Class::ALL[number as usize % 3];
+        if number % 4 == 0 {
+            let cached = store.put_cached(class, Verified::of(&bytes));
+            assert!(cached.unwrap());
+        }
+        if number % 8 != 0 {
+            store.put(class, &cid, &bytes).unwrap();
+        }
+    }
+    store.close_packs().unwrap();
+}
+
+pub(super) fn rebuilt_index_equals_the_lost_one<P: Place>(place: &P) {
+    let store = open(place);
+    fill::<P>(&store);
+    let lost = entries(store.index());
+    assert!(lost.0.len() >= 120 && lost.1.len() > 10);
+    let several = lost.0.values().filter(|places| places.len() > 1).count();
+    assert!(several > 10, "some blocks lie in two packs");
+    for number in 0..120 {
+        let key = store.index().key_of(&block(number, 700).0);
+        assert!(lost.0.contains_key(&key), "block {number}");
+    }
+    drop(store);
+    place.lose_index();
+    let mut told = Vec::new();
+    let (store, report) =
+        Store::open_telling(place.disk(), place.index(), config(), &mut |done, all| {
+            told.push((done, all));
+        })
+        .unwrap();
+    assert_eq!(report.indexed as usize, lost.1.len());
+    assert_eq!(entries(store.index()), lost);
+    assert_eq!(store.compare_index().unwrap(), []);
+    let all = lost.1.len() as u64;
+    let expected: Vec<(u64, u64)> = (0..=all).map(|done| (done, all)).collect();
+    assert_eq!(told, expected);
+}
+
+/// The index was copied back from a backup, or the packs were: some packs it does not know, some are not there.
+pub(super) fn index_of_another_time_is_mended_at_the_start<P: Place>(place: &P) {
+    let store = open(place);
+    fill::<P>(&store);
+    let now = entries(store.index());
+    let (gone, _) = now.1[0];
+    let (unknown, _) = now.1[1];
+    let blocks = store.pack_blocks(&unknown).unwrap();
+    let blocks: Vec<Cid> = blocks.iter().map(|block| block.cid).collect();
+    let stranger = PackId([9; 32]);
+    let at = BlockAt {
+        cid: block(0, 700).0,
+        offset: 101,
+        len: 700,
+    };
+    let (foreign, _) = block(5000, 1);
+    let ghost = BlockAt {
+        cid: foreign,
+        offset: 900,
+        len: 1,
+    };
+    let info = PackInfo {
+        class: Class::Bulk,
+        blocks: 2,
+        bytes: 5000,
+    };
+    store.index().remove_pack(&unknown, &blocks).unwrap();
+    store
+        .index()
+        .insert_pack(&stranger, info, &[at, ghost])
+        .unwrap();
+    drop(store);
+    let disk = place.disk();
+    let name = disk
+        .list()
+        .unwrap()
+        .into_iter()
+        .find(|name| name.starts_with(&gone.to_string()));
+    disk.remove(&name.unwrap()).unwrap();
+    disk.sync_names().unwrap();
+    drop(disk);
+    let (store, report) = Store::open(place.disk(), place.index(), config()).unwrap();
+    assert_eq!(report.indexed, 1);
+    let mut vanished = report.vanished.clone();
+    vanished.sort_unstable();
+    let mut expected = vec![gone, stranger];
+    expected.sort_unstable();
+    assert_eq!(vanished, expected);
+    assert!(!store.has(&foreign).unwrap());
+    assert_eq!(store.compare_index().unwrap(), []);
+    let mended = entries(store.index());
+    drop(store);
+    place.lose_index();
+    let store = open(place);
+    assert_eq!(entries(store.index()), mended);
+}
+
+pub(super) fn scrub_names_what_is_damaged_and_keeps_the_rest<P: Place>(place: &P) {
+    let store = open(place);
+    fill::<P>(&store);
+    let packs = store.packs().unwrap();
+    for (pack, _) in &packs {
+        assert!(store.scrub_pack(pack).unwrap().is_none());
+    }
+    let kept = packs
+        .iter()
+        .find(|(pack, _)| store.keep_of(pack) == Keep::Kept);
+    let (pack, _) = *kept.unwrap();
+    let blocks = store.pack_blocks(&pack).unwrap();
+    let bad = blocks[1];
+    place.damage(&format!("{pack}.pack"), u64::from(bad.offset) + 5);
+    // A place in a pack that is damaged is still tried, so other copies are not the matter here.
+    let damage = store.scrub_pack(&pack).unwrap().unwrap();
+    assert_eq!(damage.file, format!("{pack}.pack"));
+    assert_eq!(damage.offset, u64::from(bad.offset));
+    assert_eq!(damage.bad, [bad]);
+    assert_eq!(damage.aside.unwrap(), format!("{pack}.pack.bad"));
+    let elsewhere = store.has(&bad.cid).unwrap();
+    assert_eq!(damage.lost.is_empty(), elsewhere);
+    assert_eq!(store.lost_blocks().unwrap(), damage.lost);
+    for block in blocks.iter().filter(|block| block.cid != bad.cid) {
+        assert!(store.get(&block.cid).unwrap().is_some());
+    }
+    // It is gone from the list, and asking for it again is no error.
+    assert!(store.scrub_pack(&pack).unwrap().is_none());
+    let (_, bytes) = (0..120)
+        .map(|number| block(number, 700))
+        .find(|(cid, _)| *cid == bad.cid)
+        .unwrap();
+    store.put(Class::Bulk, &bad.cid, &bytes).unwrap();
+    assert_eq!(store.lost_blocks().unwrap(), []);
+    store.close_packs().unwrap();
+    assert_eq!(store.compare_index().unwrap(), []);
+    // A file that somebody removed is damage, told once.
+    let (pack, _) = *store
+        .packs()
+        .unwrap()
+        .iter()
+        .find(|(pack, _)| store.keep_of(pack) == Keep::Kept)
+        .unwrap();
+    store.disk().remove(&format!("{pack}.pack")).unwrap();
+    assert!(store.scrub_pack(&pack).unwrap().is_some());
+    assert!(store.scrub_pack(&pack).unwrap().is_none());
+    assert_eq!(store.compare_index().unwrap(), []);
+}
+
+pub(super) fn index_that_differs_from_the_packs_is_noticed<P: Place>(place: &P) {
+    let store = open(place);
+    fill::<P>(&store);
+    let (pack, info) = store.packs().unwrap()[0];
+    let blocks = store.pack_blocks(&pack).unwrap();
+    store.index().forget(&blocks[0].cid, &pack).unwrap();
+    let lacks = IndexFault::Lacks { pack, blocks: 1 };
+    assert_eq!(store.compare_index().unwrap(), [lacks]);
+    assert_eq!(store.compare_index().unwrap(), []);
+    let ghost = BlockAt {
+        cid: block(5000, 1).0,
+        offset: 101,
+        len: 1,
+    };
+    let more: Vec<BlockAt> = blocks.iter().copied().chain([ghost]).collect();
+    store.index().insert_pack(&pack, info, &more).unwrap();
+    let exceeds = IndexFault::Exceeds { pack, blocks: 1 };
+    assert_eq!(store.compare_index().unwrap(), [exceeds]);
 }

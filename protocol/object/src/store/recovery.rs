@@ -1,7 +1,7 @@
 //! Opening: what was left open is closed, the index brought up to date, damaged files set aside.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
@@ -28,7 +28,22 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub fn open(
         disk: D,
         index: I,
+        config: StoreConfig,
+    ) -> Result<(Self, RecoveryReport), StoreError> {
+        Self::open_telling(disk, index, config, &mut |_, _| {})
+    }
+
+    /// As [`Store::open`]; tells how many of the packs that the index did not know are taken up, and how many there are.
+    ///
+    /// Ending the process in between loses nothing: the next opening takes up the rest.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_telling(
+        disk: D,
+        index: I,
         mut config: StoreConfig,
+        tell: &mut dyn FnMut(u64, u64),
     ) -> Result<(Self, RecoveryReport), StoreError> {
         config.pack_bytes_max = config.pack_bytes_max.min(PACK_BYTES_MAX as u64);
         let store = Self {
@@ -65,8 +80,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 closed.insert(pack, name);
                 store.cached_mut().remove(&pack);
             } else if let Entry::Vacant(place) = closed.entry(pack) {
-                let len = store.disk.len(name);
-                let len = len.map_err(|source| StoreError::List { source })?;
+                let len = store.len_of(name)?;
                 place.insert(name);
                 store.cached_mut().insert(pack, len);
             }
@@ -78,19 +92,39 @@ impl<D: Disk, I: Index> Store<D, I> {
         lock(&store.writer).next_number = open.keys().last().map_or(0, |(last, _)| last + 1);
         let mut damaged = Vec::new();
 
-        let known: BTreeSet<PackId> = store.packs()?.into_iter().map(|(pack, _)| pack).collect();
-        for pack in known.iter().filter(|pack| !closed.contains_key(pack)) {
+        let mut known: BTreeMap<PackId, u64> = store
+            .packs()?
+            .into_iter()
+            .map(|(pack, info)| (pack, info.bytes))
+            .collect();
+        let gone = known.keys().filter(|pack| !closed.contains_key(pack));
+        report.vanished = gone.copied().collect();
+        // Cut off or grown behind our back: judged anew below, from its own bytes.
+        let mut odd = Vec::new();
+        for (pack, name) in &closed {
+            if let Some(bytes) = known.get(pack)
+                && store.len_of(name)? != *bytes
+            {
+                odd.push(*pack);
+            }
+        }
+        for pack in report.vanished.iter().chain(&odd) {
             store
                 .index
                 .remove_pack(pack, &[])
                 .map_err(|source| StoreError::Index { source })?;
-            report.vanished.push(*pack);
+            known.remove(pack);
         }
-        for (pack, name) in closed.iter().filter(|(pack, _)| !known.contains(pack)) {
+        let unknown: Vec<_> = closed
+            .iter()
+            .filter(|(pack, _)| !known.contains_key(pack))
+            .collect();
+        for (done, (pack, name)) in (0_u64..).zip(&unknown) {
+            tell(done, unknown.len() as u64);
             match store.read_footer(pack) {
                 Ok((info, blocks)) => match store.index.insert_pack(pack, info, &blocks) {
                     Ok(()) => {
-                        lock(&store.born).push(Born { pack: *pack, info });
+                        lock(&store.born).push(Born { pack: **pack, info });
                         report.indexed += 1;
                     }
                     Err(source)
@@ -98,11 +132,11 @@ impl<D: Disk, I: Index> Store<D, I> {
                             && report.waiting.len() < UNFINISHED_MAX =>
                     {
                         store.hold_in_place(name)?;
-                        report.waiting.push(((*name).clone(), source.to_string()));
+                        report.waiting.push(((**name).clone(), source.to_string()));
                     }
                     Err(source) => return Err(StoreError::Index { source }),
                 },
-                Err(StoreError::Pack { .. }) => damaged.push((*name).clone()),
+                Err(StoreError::Pack { .. }) => damaged.push((**name).clone()),
                 Err(error) => return Err(error),
             }
         }
@@ -126,9 +160,17 @@ impl<D: Disk, I: Index> Store<D, I> {
             .disk
             .sync_names()
             .map_err(|source| StoreError::Sync { source })?;
+        tell(unknown.len() as u64, unknown.len() as u64);
         store.drop_twins(&names);
-        store.measure()?;
+        if report != RecoveryReport::default() {
+            store.measure()?;
+        }
         Ok((store, report))
+    }
+
+    fn len_of(&self, name: &str) -> Result<u64, StoreError> {
+        let len = self.disk.len(name);
+        len.map_err(|source| StoreError::List { source })
     }
 
     /// Removes the cached file of a pack whose kept file is there and sound: a change of name that a crash undid in part.
