@@ -62,6 +62,11 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Show how this device and the mesh are
     Status,
+    /// Read what is stored and find whatever is damaged: packs, index, logs, keys
+    Verify(VerifyArgs),
+    /// Look after this device's store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// List the devices of the mesh
     Devices,
     /// Do something with one device of the mesh
@@ -229,6 +234,25 @@ pub(crate) struct RestoreArgs {
     /// Version as `kith history` shows it [default: the one before the current]
     #[arg(long)]
     pub(crate) version: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Read only so many packs of a hundred, chosen anew each time
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(1..=100), default_value = "100")]
+    pub(crate) sample: u8,
+    /// Read at most so many MB a second [default: as fast as the disk gives]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: Option<u64>,
+    /// Go on with a check that was interrupted
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Make the whole index anew from the packs; no daemon may run
+    Rebuild,
 }
 
 #[derive(Debug, Subcommand)]

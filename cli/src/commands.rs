@@ -8,15 +8,17 @@ mod pair;
 mod put;
 mod sim;
 mod status;
+mod store;
 mod tree;
 mod up;
+mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use kith_protocol::api::{Name, What};
 
-use crate::args::{Cli, Command, DeviceCommand};
+use crate::args::{Cli, Command, DeviceCommand, StoreCommand};
 use crate::failure::CommandError;
 use crate::output::Output;
 use crate::session;
@@ -46,6 +48,8 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::History(args) => tree::history(&home, args, output).await,
         Command::Restore(args) => tree::restore(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
+        Command::Verify(args) => verify::run(&home, args, output).await,
+        Command::Store(StoreCommand::Rebuild) => store::rebuild(home, output).await,
         Command::Devices => device::list(&home, output).await,
         Command::Device(DeviceCommand::Remove { name, words, force }) => {
             let how = device::How {

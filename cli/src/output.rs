@@ -93,6 +93,27 @@ impl Output {
         bar.set_message(format!("{files} files"));
     }
 
+    /// As [`Output::progress`], for what is counted and not measured.
+    pub(crate) fn progress_of(&mut self, done: u64, all: u64, what: &'static str) {
+        if self.json
+            || !io::stderr().is_terminal()
+            || self.began.elapsed().as_millis() < BAR_AFTER_MS
+        {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(all);
+            if let Ok(style) =
+                ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")
+            {
+                bar.set_style(style);
+            }
+            bar.set_message(what);
+            bar
+        });
+        bar.set_position(done);
+    }
+
     fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

@@ -178,6 +178,11 @@ impl Home {
         self.path.join(KEY_FILE).exists()
     }
 
+    /// Whether there is anything of a device here, if only a key that cannot be read.
+    pub fn has_files(&self) -> bool {
+        self.exists() || self.path.join("packs").exists() || self.path.join("logs").exists()
+    }
+
     /// Makes the folder, readable by nobody else.
     ///
     /// # Errors

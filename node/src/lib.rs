@@ -18,3 +18,4 @@ mod restore;
 pub mod run;
 mod source;
 pub mod store;
+pub mod verify;

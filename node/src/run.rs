@@ -3,10 +3,12 @@
 mod calls;
 mod door;
 mod driver;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,8 +19,11 @@ use kith_crdt::replica::{AuthorError, Replica};
 use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
+use kith_object::scrub::{Pace, Scrub};
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
+
+pub use verify::event as damage_event;
 
 pub(crate) use driver::Asker;
 use driver::{Parts, Traffic, asks, drive};
@@ -32,6 +37,7 @@ use crate::net::{self, Inside, Multiaddr};
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
 };
+use crate::verify::Finding;
 
 /// The side file with other devices' addresses.
 pub(crate) const BOOK_FILE: &str = "peers";
@@ -158,6 +164,12 @@ pub struct Node {
     unborn: Mutex<Vec<kith_object::store::Born>>,
     settings: Settings,
     settlers: [Settler; 2],
+    /// What opening met that a check should tell.
+    opening: Mutex<Vec<Finding>>,
+    /// The daemon's own rounds; nobody while one step is under way.
+    scrub: Mutex<Option<Scrub>>,
+    /// Damaged files found by them.
+    damage: AtomicU64,
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
 }
@@ -278,6 +290,11 @@ impl Node {
                 let (store, report) =
                     store::open_store(home.path(), identity.space, &index_key, settings)
                         .map_err(NodeError::Store)?;
+                // Before the log is opened, which cuts a torn end.
+                let mut opening = crate::verify::of_recovery(&report);
+                opening.extend(crate::verify::check_files(&home, Some(&identity.keys)));
+                let place = crate::verify::kept_place(&home, crate::verify::ROUND_FILE);
+                let scrub = Mutex::new(online.then(|| Scrub::resume(Pace::STEADY, &place)));
                 if report != kith_object::store::RecoveryReport::default() {
                     tracing::warn!(?report, "the store was mended while it was opened");
                 }
@@ -300,6 +317,7 @@ impl Node {
                         offsets.insert(id, offset);
                     }
                 })?;
+                opening.extend(crate::verify::of_log(log.len_bytes(), &report));
                 if !report.damaged.is_empty() {
                     tracing::error!(
                         places = report.damaged.len(),
@@ -339,6 +357,9 @@ impl Node {
                     unborn: Mutex::default(),
                     settings,
                     settlers,
+                    opening: Mutex::new(opening),
+                    scrub,
+                    damage: AtomicU64::new(0),
                     driver: Mutex::new(None),
                     _lock: lock,
                 };
@@ -470,6 +491,7 @@ impl Daemon {
                     return;
                 }
                 self.node.tend_packs().await;
+                self.node.scrub_step().await;
                 ticks += 1;
                 if ticks % SETTLE_TICKS == 0 {
                     self.node.settle().await;

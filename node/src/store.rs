@@ -25,11 +25,13 @@ pub use lock::{HomeLock, LOCK_WAIT, LockError};
 pub type DiskStore = Store<RealDisk, FjallIndex>;
 
 /// The folder of packs in a home.
-const PACKS: &str = "packs";
+pub(crate) const PACKS: &str = "packs";
 /// The folder of logs in a home.
 const LOGS: &str = "logs";
 /// The folder of the index in a home.
 const INDEX: &str = "index";
+/// There while the index is made anew on demand.
+const REBUILDING: &str = "index.rebuild";
 
 /// Why a device's store did not open.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,16 @@ pub fn open_store(
     key: &Secret,
     settings: Settings,
 ) -> Result<(DiskStore, RecoveryReport), OpenStoreError> {
+    open_store_telling(home, space, key, settings, &mut |_, _| {})
+}
+
+fn open_store_telling(
+    home: &Path,
+    space: SpaceId,
+    key: &Secret,
+    settings: Settings,
+    tell: &mut dyn FnMut(u64, u64),
+) -> Result<(DiskStore, RecoveryReport), OpenStoreError> {
     let path = home.join(PACKS);
     let disk = RealDisk::open(&path).map_err(|source| OpenStoreError::Folder {
         path: path.clone(),
@@ -88,10 +100,37 @@ pub fn open_store(
         quota: settings.quota,
         ..StoreConfig::new(space)
     };
-    Store::open(disk, index, config).map_err(|source| OpenStoreError::Store {
+    Store::open_telling(disk, index, config, tell).map_err(|source| OpenStoreError::Store {
         path,
         source: Box::new(source),
     })
+}
+
+/// Opens the store with its index made anew from the packs; one that was interrupted goes on where it was.
+///
+/// # Errors
+/// [`OpenStoreError`].
+pub fn rebuild_index(
+    home: &Path,
+    space: SpaceId,
+    key: &Secret,
+    settings: Settings,
+    tell: &mut dyn FnMut(u64, u64),
+) -> Result<DiskStore, OpenStoreError> {
+    let index = home.join(INDEX);
+    let under_way = home.join(REBUILDING);
+    let failed = |source| OpenStoreError::Index {
+        path: index.clone(),
+        source,
+    };
+    if !under_way.exists() {
+        // In this order: what says that a rebuild is under way must not outlive the wish to begin it.
+        index::mark_damaged(&index).map_err(failed)?;
+        std::fs::File::create(&under_way).map_err(failed)?;
+    }
+    let (store, _) = open_store_telling(home, space, key, settings, tell)?;
+    std::fs::remove_file(&under_way).map_err(failed)?;
+    Ok(store)
 }
 
 /// Removes the logs of a home in which no device came to be.

@@ -189,6 +189,15 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Checks what is stored. Progress, [`Event::Damage`] as it is found, then one [`Event::Verified`].
+    Verify {
+        /// How many packs of a hundred.
+        percent: u8,
+        /// Bytes a second; as fast as the disk gives if absent.
+        rate: Option<u64>,
+        /// Go on with a check that was interrupted.
+        resume: bool,
+    },
     /// Ends the daemon.
     Stop,
 }
@@ -270,6 +279,39 @@ pub enum Event {
         name: String,
         /// Its id.
         device: String,
+    },
+    /// Something stored is not what it was.
+    Damage {
+        /// The file, from the data folder on.
+        file: String,
+        /// Where in it.
+        offset: Option<u64>,
+        /// What is wrong.
+        what: String,
+        /// Blocks that are damaged there.
+        blocks: Vec<String>,
+        /// Of these, blocks that are nowhere else on this disk.
+        lost: Vec<String>,
+        /// What was done about it.
+        mended: Option<String>,
+    },
+    /// A check is over.
+    Verified {
+        /// Packs read.
+        packs: u64,
+        /// Bytes of them.
+        bytes: u64,
+        /// How many [`Event::Damage`] there were.
+        damaged: u64,
+        /// Blocks of damaged packs, found now or earlier, that are nowhere on this disk.
+        lost: Vec<String>,
+    },
+    /// The index was made anew.
+    Rebuilt {
+        /// Packs taken up.
+        packs: u64,
+        /// Blocks in them.
+        blocks: u64,
     },
     /// Something the owner should know, which does not stop the call.
     Warning {
@@ -416,6 +458,8 @@ pub struct Status {
     pub floor_bytes: u64,
     /// `group`, or `relaxed`: then a power cut may take the last seconds of what was acknowledged.
     pub durability: String,
+    /// Damaged files that the daemon's own checks have found since its start.
+    pub damaged: u64,
     /// Names with more than one current version.
     pub conflicts: u64,
     /// Whether this device can write now.

@@ -56,6 +56,12 @@ fn text(status: &Status) -> String {
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
     ));
     text.push_str(&format!("room       {}\n", room(status)));
+    if status.damaged > 0 {
+        text.push_str(&format!(
+            "damage     {} files found damaged since the start; see `kith verify`\n",
+            status.damaged
+        ));
+    }
     if status.durability == "relaxed" {
         text.push_str(
             "durability relaxed: a power cut may take the last seconds of what was acknowledged\n",

@@ -2,7 +2,7 @@
 
 mod describe;
 mod devices;
-mod failure;
+pub(super) mod failure;
 mod get;
 mod put;
 mod tree;
@@ -23,7 +23,7 @@ use crate::local::{Input, Service, Teller};
 const AGREE_WAIT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often progress is told.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 impl Service for Node {
     fn call(
@@ -60,6 +60,11 @@ impl Service for Node {
                     words,
                     force,
                 } => self.device_remove(device, words, force, &tell).await,
+                Request::Verify {
+                    percent,
+                    rate,
+                    resume,
+                } => self.verify(percent, rate, resume, &tell).await,
                 Request::Stop => {
                     self.stop.notify_one();
                     Ok(())
@@ -74,7 +79,7 @@ fn ending() -> Failure {
     Failure::new(FailureKind::Failed, "ask the device: it is ending")
 }
 
-async fn told(tell: &Teller, event: Event) -> Result<(), Failure> {
+pub(super) async fn told(tell: &Teller, event: Event) -> Result<(), Failure> {
     tell.send((event, Bytes::new())).await.map_err(|_| {
         Failure::new(
             FailureKind::Failed,
@@ -99,7 +104,7 @@ fn shown(path: &TreePath) -> String {
 }
 
 /// Sets the flag when the call ends, however it ends, so that blocking work stops too.
-struct CancelOnDrop<F: Fn()>(F);
+pub(super) struct CancelOnDrop<F: Fn()>(pub(super) F);
 
 impl<F: Fn()> Drop for CancelOnDrop<F> {
     fn drop(&mut self) {

@@ -528,6 +528,11 @@ fn marker(folder: &Path) -> PathBuf {
     folder.with_file_name(name)
 }
 
+/// Lets the next opening make the index anew.
+pub(super) fn mark_damaged(folder: &Path) -> io::Result<()> {
+    File::create(marker(folder)).map(drop)
+}
+
 fn remove_folder(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -126,6 +126,8 @@ pub struct RecoveryReport {
     pub vanished: Vec<PackId>,
     /// Bytes behind the last whole block of packs that were open: a write that was cut short.
     pub torn_bytes: u64,
+    /// Which packs these bytes were cut off from, and where.
+    pub cut: Vec<(String, u64)>,
     /// Damaged files, kept under the name that is given; their sound blocks were copied into new packs.
     pub damaged: Vec<String>,
     /// Files whose sound blocks are readable but could not be brought into order yet (a full disk, say), and why.

@@ -1,5 +1,7 @@
 //! Tells how the device and the mesh are, and removes devices.
 
+use std::sync::atomic::Ordering;
+
 use kith_core::device::{Command, CommandError, Removal};
 use kith_crdt::replica::SealState;
 use kith_object::id::DeviceId;
@@ -20,6 +22,7 @@ impl Node {
         let store = self.store.clone();
         let packs = tokio::task::spawn_blocking(move || store.usage()).await;
         let settings = self.settings;
+        let damaged = self.damage.load(Ordering::Relaxed);
         let usage = packs
             .map_err(|error| {
                 Failure::new(FailureKind::Failed, "count what is stored").because(&error)
@@ -51,6 +54,7 @@ impl Node {
                     quota_bytes: usage.quota,
                     free_bytes: usage.free,
                     floor_bytes: usage.floor,
+                    damaged,
                     durability: settings.durability.name().to_owned(),
                     conflicts: device.tree().conflicts().len() as u64,
                     writable: device.is_settled()

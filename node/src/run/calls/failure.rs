@@ -48,7 +48,7 @@ pub(super) fn change_failure(what: String, error: CommandFailure) -> Failure {
     }
 }
 
-pub(super) fn store_failure(what: String, error: &StoreError) -> Failure {
+pub(in crate::run) fn store_failure(what: String, error: &StoreError) -> Failure {
     if error.is_full() {
         Failure::new(FailureKind::Full, what)
             .because(error)

@@ -201,6 +201,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         if scan.blocks.is_empty() {
             // Whatever was to come here was cut short before its first block was whole.
             report.torn_bytes += bytes.len() as u64;
+            report.cut.push((name.to_owned(), 0));
             self.disk.remove(name).map_err(|source| StoreError::Write {
                 name: name.to_owned(),
                 source,
@@ -211,7 +212,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         let (Ok(header), false) = (header, scan.is_damaged()) else {
             return Ok(false);
         };
-        report.torn_bytes += (bytes.len() - scan.end) as u64;
+        if scan.end < bytes.len() {
+            report.torn_bytes += (bytes.len() - scan.end) as u64;
+            report.cut.push((name.to_owned(), scan.end as u64));
+        }
         let writer = PackWriter::resume(header, &bytes, &scan);
         let file = Arc::new(PackFile {
             name: RwLock::new(name.to_owned()),

@@ -1,0 +1,331 @@
+//! Checks a home: packs, logs, index, and the small files with keys and settings.
+//!
+//! Spec: `protocol/spec/store.md`, "Scrub".
+
+use std::fs;
+use std::io;
+
+use kith_object::disk::Disk;
+use kith_object::id::{Cid, PackId};
+use kith_object::key::DeviceKeys;
+use kith_object::log::{self, LogReport};
+use kith_object::pack::{self, PACK_BYTES_MAX};
+use kith_object::scrub::Scrub;
+use kith_object::store::{Damage, IndexFault, RecoveryReport, StoreError};
+use kith_object::time::Time;
+
+use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchecked_text};
+use crate::run::{BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE};
+use crate::store::{self, DiskStore, RealDisk};
+
+/// The place in the round of the daemon's own checks.
+pub(crate) const ROUND_FILE: &str = "scrub";
+/// The place in a check that a person started.
+pub(crate) const PLACE_FILE: &str = "verify";
+/// Looks at the end of a log that somebody may be writing to.
+const LOG_LOOKS: usize = 5;
+
+/// Something that is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The file, from the home on.
+    pub file: String,
+    /// Where in it.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    pub what: String,
+    /// Blocks that are damaged there.
+    pub blocks: Vec<Cid>,
+    /// Of these, blocks that are nowhere else on this disk.
+    pub lost: Vec<Cid>,
+    /// What was done about it; if nothing was, a person or another device has to.
+    pub mended: Option<String>,
+}
+
+impl Finding {
+    fn of(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            offset: None,
+            what: what.into(),
+            blocks: Vec::new(),
+            lost: Vec::new(),
+            mended: None,
+        }
+    }
+
+    /// Whether nothing is missing any more.
+    pub fn is_mended(&self) -> bool {
+        self.mended.is_some() && self.lost.is_empty()
+    }
+}
+
+/// Checks the small files, and changes nothing. Files that are not there are not damaged.
+///
+/// Without keys those that are sealed under them are not looked at.
+pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if let Err(error) = home.identity() {
+        found.push(Finding::of(KEY_FILE, told(&error)));
+    }
+    match home.settings() {
+        Err(HomeError::SettingsDamaged { .. }) => found.push(Finding::of(
+            SETTINGS_FILE,
+            "not what was written; the defaults are used",
+        )),
+        Err(error) => found.push(Finding::of(SETTINGS_FILE, told(&error))),
+        Ok(_) => {}
+    }
+    let read = |name: &str| match fs::read(home.path().join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        read => Some(read),
+    };
+    let mut check = |name: &str, sound: &dyn Fn(&[u8]) -> bool| match read(name) {
+        None => {}
+        Some(Ok(bytes)) if sound(&bytes) => {}
+        Some(Ok(_)) => found.push(Finding::of(
+            name,
+            "not what was written; it is learnt or made again",
+        )),
+        Some(Err(error)) => found.push(Finding::of(name, format!("cannot be read: {error}"))),
+    };
+    check(PORTS_FILE, &|bytes| {
+        std::str::from_utf8(bytes).is_ok_and(|text| unchecked_text(PORTS_DOMAIN, text).is_some())
+    });
+    check(ROUND_FILE, &Scrub::is_place);
+    check(PLACE_FILE, &Scrub::is_place);
+    if let Some(keys) = keys {
+        for name in [BOOK_FILE, TICKETS_FILE] {
+            check(name, &|_| home.read_sealed(name, keys).is_some());
+        }
+    }
+    found
+}
+
+/// Checks the logs, and changes nothing.
+pub(crate) fn check_logs(home: &Home) -> Vec<Finding> {
+    let file = format!("logs/{LOG}");
+    let checked = store::open_logs(home.path(), Durability::Group)
+        .map_err(io::Error::other)
+        .and_then(|disk| {
+            let mut check = log::check(&disk, LOG)?;
+            // What stands at the end may be half of what is being written.
+            for _ in 0..LOG_LOOKS {
+                if check
+                    .damaged
+                    .last()
+                    .is_none_or(|last| last.end < check.bytes)
+                {
+                    break;
+                }
+                check = log::check(&disk, LOG)?;
+            }
+            Ok(check)
+        });
+    match checked {
+        Ok(check) => check
+            .damaged
+            .into_iter()
+            .map(|range| Finding {
+                offset: Some(range.start),
+                ..Finding::of(
+                    file.clone(),
+                    format!(
+                        "{} bytes hold no intact record; other devices are asked for what was there",
+                        range.end - range.start
+                    ),
+                )
+            })
+            .collect(),
+        Err(error) => vec![Finding::of(file, format!("cannot be read: {error}"))],
+    }
+}
+
+/// Checks the packs of a home that does not open, and changes nothing.
+pub(crate) fn check_packs(home: &Home) -> Vec<Finding> {
+    let folder = home.path().join(store::PACKS);
+    let disk = match RealDisk::open(&folder) {
+        Ok(disk) => disk,
+        Err(error) => {
+            return vec![Finding::of(
+                store::PACKS,
+                format!("cannot be read: {error}"),
+            )];
+        }
+    };
+    let names = disk.list().unwrap_or_default();
+    let mut found = Vec::new();
+    for name in names {
+        let Some((stem, "pack" | "cache")) = name.rsplit_once('.') else {
+            continue;
+        };
+        let bytes = match disk.len(&name) {
+            Ok(len) if len > PACK_BYTES_MAX as u64 => Ok(Vec::new()),
+            Ok(len) => disk.read_at(&name, 0, usize::try_from(len).unwrap_or(0)),
+            Err(error) => Err(error),
+        };
+        let file = format!("{}/{name}", store::PACKS);
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                found.push(Finding::of(file, format!("cannot be read: {error}")));
+                continue;
+            }
+        };
+        let what = if stem.starts_with("open-") {
+            // Its end may be torn; that is settled when it is opened.
+            let damaged = pack::scan(&bytes).is_damaged();
+            damaged.then(|| "damaged in the middle".to_owned())
+        } else {
+            match (pack::check(&bytes), stem.parse::<PackId>()) {
+                (Ok(pack), Ok(id)) if pack.id == id => None,
+                (Err(error), _) => Some(error.to_string()),
+                _ => Some(pack::PackError::Name.to_string()),
+            }
+        };
+        if let Some(what) = what {
+            let sound = pack::scan(&bytes).blocks;
+            let mut bad = pack::said(&bytes);
+            bad.retain(|block| !sound.iter().any(|sound| sound.cid == block.cid));
+            found.push(Finding {
+                offset: bad.first().map(|block| u64::from(block.offset)),
+                blocks: bad.iter().map(|block| block.cid).collect(),
+                ..Finding::of(file, what)
+            });
+        }
+    }
+    found
+}
+
+/// What opening the store met, as findings.
+pub(crate) fn of_recovery(report: &RecoveryReport) -> Vec<Finding> {
+    let pack = |name: &dyn std::fmt::Display| format!("{}/{name}", store::PACKS);
+    let mut found = Vec::new();
+    for name in &report.damaged {
+        let was = name.trim_end_matches(".bad");
+        found.push(Finding {
+            mended: Some(format!("set aside as {name}, its sound blocks copied")),
+            ..Finding::of(pack(&was), "damaged")
+        });
+    }
+    for (name, at) in &report.cut {
+        found.push(Finding {
+            offset: Some(*at),
+            mended: Some("cut off there".to_owned()),
+            ..Finding::of(
+                pack(name),
+                "ended in no whole record, as a write that is cut short does",
+            )
+        });
+    }
+    for id in &report.vanished {
+        found.push(Finding::of(
+            pack(&format!("{id}.pack")),
+            "the index knew it and it is not there",
+        ));
+    }
+    for (name, why) in &report.waiting {
+        found.push(Finding::of(
+            pack(name),
+            format!("waits to be mended: {why}"),
+        ));
+    }
+    found
+}
+
+/// What opening the log met and has mended; what stays in it is found by a check.
+pub(crate) fn of_log(len: u64, report: &LogReport) -> Option<Finding> {
+    (report.torn_bytes > 0).then(|| Finding {
+        offset: Some(len),
+        mended: Some(format!("cut off there; a copy is in logs/{LOG}.torn")),
+        ..Finding::of(
+            format!("logs/{LOG}"),
+            format!(
+                "{} bytes at the end were no whole record",
+                report.torn_bytes
+            ),
+        )
+    })
+}
+
+pub(crate) fn of_damage(damage: Damage) -> Finding {
+    let mended = match &damage.aside {
+        Ok(name) if *name == damage.file => None,
+        Ok(name) => Some(format!("set aside as {name}, its sound blocks copied")),
+        Err(_) => None,
+    };
+    let what = match &damage.aside {
+        Ok(name) if *name == damage.file => "it is gone".to_owned(),
+        Ok(_) => damage.what.to_string(),
+        Err(error) => format!(
+            "{}; it could not be set aside: {}",
+            damage.what,
+            told(error)
+        ),
+    };
+    Finding {
+        file: format!("{}/{}", store::PACKS, damage.file),
+        offset: Some(damage.offset),
+        what,
+        blocks: damage.bad.iter().map(|block| block.cid).collect(),
+        lost: damage.lost,
+        mended,
+    }
+}
+
+/// Compares the index with the packs; mends what can be mended.
+pub(crate) fn compare_index(store: &DiskStore) -> Vec<Finding> {
+    let fault = |fault| match fault {
+        IndexFault::Lacks { pack, blocks } => Finding {
+            mended: Some("put in".to_owned()),
+            ..Finding::of("index", format!("lacks {blocks} blocks of pack {pack}"))
+        },
+        IndexFault::Exceeds { pack, blocks } => Finding::of(
+            "index",
+            format!("knows {blocks} places too many in pack {pack}; run `kith store rebuild`"),
+        ),
+    };
+    match store.compare_index() {
+        Ok(faults) => faults.into_iter().map(fault).collect(),
+        // Noted by the index itself: the next start makes it anew.
+        Err(error @ StoreError::Index { .. }) => {
+            vec![Finding::of(
+                "index",
+                format!("{}; the next start makes it anew", told(&error)),
+            )]
+        }
+        Err(error) => vec![Finding::of(store::PACKS, told(&error))],
+    }
+}
+
+/// Where a kept place stands, if it is one.
+pub(crate) fn kept_place(home: &Home, name: &str) -> Vec<u8> {
+    fs::read(home.path().join(name)).unwrap_or_default()
+}
+
+/// An error with its causes, in a line.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}
+
+/// Checks all that can be checked of a home whose device does not open, and changes nothing.
+///
+/// The caller holds the lock of the home.
+pub fn check_closed(home: &Home) -> Vec<Finding> {
+    let keys = home.identity().ok().map(|identity| identity.keys);
+    let mut found = check_files(home, keys.as_ref());
+    found.extend(check_logs(home));
+    found.extend(check_packs(home));
+    found
+}
+
+/// How long until a moment, as the system waits.
+pub(crate) fn until(now: Time, then: Time) -> std::time::Duration {
+    std::time::Duration::from_millis(then.since(now).as_ms())
+}
