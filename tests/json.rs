@@ -106,6 +106,17 @@ fn seen() -> Shapes {
     first.kill();
     keep(&first.ok(["status"]));
     keep(&first.ok(["sim", "run", "--seed", "1"]));
+    keep(&first.ok(["store", "rebuild"]));
+    let pack = kith_tests::files_below(&first.home().join("packs"))
+        .into_iter()
+        .max_by_key(|file| fs::metadata(file).unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let mut verified = first.run(["--json", "verify"]).values();
+    verified.retain(|value| value["event"] != "failed");
+    note_all(&mut shapes, &verified);
     note_all(&mut shapes, &more);
     shapes
 }

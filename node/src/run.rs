@@ -493,7 +493,7 @@ impl Daemon {
                 self.node.tend_packs().await;
                 self.node.scrub_step().await;
                 ticks += 1;
-                if ticks % SETTLE_TICKS == 0 {
+                if ticks.is_multiple_of(SETTLE_TICKS) {
                     self.node.settle().await;
                 }
             }

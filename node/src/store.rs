@@ -5,6 +5,7 @@
 //! Spec: `protocol/spec/store.md`, "The real disk".
 
 mod disk;
+mod filter;
 mod index;
 mod lock;
 

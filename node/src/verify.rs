@@ -329,3 +329,177 @@ pub fn check_closed(home: &Home) -> Vec<Finding> {
 pub(crate) fn until(now: Time, then: Time) -> std::time::Duration {
     std::time::Duration::from_millis(then.since(now).as_ms())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use kith_protocol::api::{Name, Request};
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::local::{Service, call_here, no_input};
+    use crate::run::Node;
+
+    /// A small device with all kinds of files, closed in order.
+    async fn device(folder: &Path) -> Home {
+        let home = Home::at(folder.join("home"));
+        Node::create(&home, "one").await.unwrap();
+        let file = folder.join("file");
+        fs::write(&file, vec![7; 3000]).unwrap();
+        home.write_settings(Settings {
+            quota: Some(1 << 40),
+            ..Settings::default()
+        })
+        .unwrap();
+        let keys = home.identity().unwrap().keys;
+        for name in [BOOK_FILE, TICKETS_FILE] {
+            let mut rng = crate::config::fresh_rng();
+            home.write_sealed(name, &keys, &mut rng, b"sealed").unwrap();
+        }
+        let ports = crate::config::checked_text(PORTS_DOMAIN, "1 2 3 4\n".to_owned());
+        home.write_whole(PORTS_FILE, ports.as_bytes()).unwrap();
+        let request = Request::Put {
+            sources: vec![Name(file.to_str().unwrap().as_bytes().to_vec())],
+            to: None,
+        };
+        for request in [request, Request::Status] {
+            let node = Node::open(home.clone()).await.unwrap();
+            let service: Arc<dyn Service> = node.clone();
+            let mut call = call_here(service, request, no_input());
+            while call.next().await.unwrap().is_some() {}
+            node.close().await;
+        }
+        home
+    }
+
+    fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                files(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+
+    /// Every byte of every file but the index and the lock, which hold nothing that is not made again.
+    #[tokio::test]
+    async fn every_flipped_byte_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = device(folder.path()).await;
+        // The daemon's place in its round.
+        let mut scrub = Scrub::new(kith_object::scrub::Pace::STEADY);
+        scrub.handle(Time(1), kith_object::scrub::Input::Wake);
+        scrub.handle(Time(1), kith_object::scrub::Input::Packs(Vec::new()));
+        scrub.handle(Time(1), kith_object::scrub::Input::RestChecked);
+        while let Some(effect) = scrub.poll_effect() {
+            if let kith_object::scrub::Effect::Keep(place) = effect {
+                home.write_whole(ROUND_FILE, &place).unwrap();
+            }
+        }
+        assert_eq!(check_closed(&home), []);
+        let mut all = Vec::new();
+        files(home.path(), &mut all);
+        let name = |path: &Path| {
+            path.strip_prefix(home.path())
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        all.retain(|path| !name(path).starts_with("index") && name(path) != "lock");
+        let kinds: BTreeSet<String> = all
+            .iter()
+            .map(|path| name(path).split('/').next().unwrap().to_owned())
+            .collect();
+        let expected = [
+            KEY_FILE,
+            "logs",
+            "packs",
+            BOOK_FILE,
+            PORTS_FILE,
+            ROUND_FILE,
+            SETTINGS_FILE,
+            TICKETS_FILE,
+        ];
+        assert_eq!(kinds, expected.map(str::to_owned).into());
+        let mut flipped = 0;
+        for path in &all {
+            let good = fs::read(path).unwrap();
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << (at % 8);
+                fs::write(path, &bad).unwrap();
+                let found = check_closed(&home);
+                assert!(
+                    found.iter().any(|finding| finding.file == name(path)),
+                    "byte {at} of {}: {found:?}",
+                    name(path)
+                );
+                if !name(path).starts_with(KEY_FILE) {
+                    assert_eq!(found.len(), 1, "nothing else is named: {found:?}");
+                }
+                flipped += 1;
+            }
+            fs::write(path, &good).unwrap();
+        }
+        assert!(flipped > 3000, "{flipped} bytes");
+        assert_eq!(check_closed(&home), []);
+    }
+
+    /// The same with the store open: what is named is set aside, and every sound block stays.
+    #[tokio::test]
+    async fn flipped_bytes_of_packs_are_named_and_cost_no_sound_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = device(folder.path()).await;
+        let identity = home.identity().unwrap();
+        let key = identity.keys.local_secret("kith index 1");
+        let packs = home.path().join(store::PACKS);
+        let mut all = Vec::new();
+        files(&packs, &mut all);
+        let path = all
+            .iter()
+            .max_by_key(|path| fs::metadata(path).unwrap().len());
+        let path = path.unwrap();
+        let good = fs::read(path).unwrap();
+        let blocks = pack::check(&good).unwrap().blocks;
+        let step = if std::env::var_os("KITH_LARGE").is_some() {
+            1
+        } else {
+            67
+        };
+        for at in (0..good.len()).step_by(step) {
+            for file in fs::read_dir(&packs).unwrap() {
+                fs::remove_file(file.unwrap().path()).unwrap();
+            }
+            let mut bad = good.clone();
+            // What the index knows, damaged behind its back.
+            fs::write(path, &good).unwrap();
+            let (store, _) =
+                store::open_store(home.path(), identity.space, &key, Settings::default()).unwrap();
+            bad[at] ^= 0x10;
+            fs::write(path, &bad).unwrap();
+            let id = store.packs().unwrap()[0].0;
+            let damage = of_damage(store.scrub_pack(&id).unwrap().unwrap());
+            assert!(damage.file.ends_with(&format!("{id}.pack")), "byte {at}");
+            assert!(damage.mended.is_some(), "byte {at}: {damage:?}");
+            assert!(damage.blocks.len() <= 1, "byte {at}: {damage:?}");
+            assert_eq!(damage.lost, damage.blocks);
+            assert_eq!(store.lost_blocks().unwrap(), damage.lost);
+            for block in &blocks {
+                let there = store.get(&block.cid).unwrap();
+                assert_eq!(
+                    there.is_none(),
+                    damage.lost.contains(&block.cid),
+                    "byte {at}"
+                );
+            }
+            store.close_packs().unwrap();
+            assert_eq!(compare_index(&store), []);
+        }
+    }
+}

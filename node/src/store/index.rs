@@ -5,10 +5,14 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
 
 use fjall::config::CompressionPolicy;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, Readable,
+};
 use kith_object::id::{Cid, PackId};
 use kith_object::index::{Index, LOCATIONS_MAX, Location, PackInfo};
 use kith_object::key::Secret;
@@ -16,6 +20,7 @@ use kith_object::pack::{BlockAt, Class};
 use zeroize::Zeroizing;
 
 use super::disk::make_folder;
+use super::filter::{self, Filter};
 
 /// Blocks of tables kept in memory.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -54,6 +59,34 @@ pub struct FjallIndex {
     /// Held by who writes.
     writer: Mutex<()>,
     packs: RwLock<Packs>,
+    filter: Arc<Filter>,
+    /// Fills the filter; one at a time.
+    filling: Mutex<Option<Filling>>,
+}
+
+/// A thread that reads the whole index to fill a filter.
+struct Filling {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Filling {
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It catches its own panics; there is nothing to do about one here.
+        let _ = self.thread.join();
+    }
+}
+
+impl Drop for FjallIndex {
+    fn drop(&mut self) {
+        // It holds the database open.
+        if let Ok(mut filling) = self.filling.lock()
+            && let Some(filling) = filling.take()
+        {
+            filling.end();
+        }
+    }
 }
 
 /// All packs are in memory, 60 bytes each: 4 MB for a terabyte.
@@ -131,11 +164,66 @@ impl FjallIndex {
             folder: folder.to_owned(),
             writer: Mutex::default(),
             packs: RwLock::new(packs),
+            filter: Arc::default(),
+            filling: Mutex::default(),
         };
         if !index.is_of_this_key()? {
             return Err(damaged("index made under another key"));
         }
+        index.fill_filter();
         Ok(index)
+    }
+
+    /// Begins a filter for what is here now; nobody may insert meanwhile.
+    ///
+    /// Reading some million entries takes seconds, so a thread does it, and until then every question goes to the index.
+    fn fill_filter(&self) {
+        let blocks = {
+            let packs = self.packs_now();
+            let infos = packs.by_number.values();
+            infos.map(|(_, info)| u64::from(info.blocks)).sum()
+        };
+        let mut filling = self
+            .filling
+            .lock()
+            .expect("no thread panics while it holds this lock");
+        if let Some(before) = filling.take() {
+            before.end();
+        }
+        let bits = self.filter.begin(blocks);
+        if blocks == 0 {
+            self.filter.finish(&bits, true);
+            return;
+        }
+        let snapshot = self.database.snapshot();
+        let (entries, filter) = (self.entries.clone(), Arc::clone(&self.filter));
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let filled = guarded(|| {
+                for guard in snapshot.prefix(&entries, [TAG_BLOCK]) {
+                    if told.load(Ordering::Relaxed) {
+                        return Ok(false);
+                    }
+                    let key = guard.key().map_err(plain)?;
+                    let name = key.get(1..).and_then(|name| name.try_into().ok());
+                    bits.insert(&name.ok_or_else(|| damaged("a key of the index is too short"))?);
+                }
+                Ok(true)
+            });
+            // Without it the index is asked, and says itself what is wrong with it.
+            filter.finish(&bits, matches!(filled, Ok(true)));
+        });
+        *filling = Some(Filling { thread, stop });
+    }
+
+    /// Waits until the filter is in use.
+    #[cfg(test)]
+    pub(super) fn wait_for_filter(&self) -> bool {
+        if let Some(filling) = self.filling.lock().unwrap().take() {
+            filling.thread.join().unwrap();
+        }
+        self.filter.is_built()
     }
 
     /// Compares, or leaves in a new index, what tells under which key it was made.
@@ -233,6 +321,7 @@ impl FjallIndex {
     fn try_insert(&self, pack: &PackId, info: PackInfo, blocks: &[BlockAt]) -> io::Result<()> {
         let _writing = self.writing();
         let mut batch = OwnedWriteBatch::with_capacity(self.database.clone(), blocks.len() + 2);
+        let mut full = false;
         let (number, next) = {
             let packs = self.packs_now();
             let number = packs.by_id.get(pack).copied().unwrap_or(packs.next);
@@ -240,6 +329,8 @@ impl FjallIndex {
             for block in blocks {
                 let key = self.keys.block(&block.cid);
                 let mut places = self.places(&key, &packs)?;
+                // Before anybody can find it in the index.
+                full |= self.filter.insert(&name_in(&key));
                 places.retain(|place| place.pack != number);
                 places.insert(
                     0,
@@ -268,6 +359,10 @@ impl FjallIndex {
         packs.next = next;
         packs.by_number.insert(number, (*pack, info));
         packs.by_id.insert(*pack, number);
+        drop(packs);
+        if full {
+            self.fill_filter();
+        }
         Ok(())
     }
 
@@ -329,8 +424,12 @@ impl FjallIndex {
 
 impl Index for FjallIndex {
     fn locations(&self, cid: &Cid) -> io::Result<Vec<Location>> {
+        let key = self.keys.block(cid);
+        if !self.filter.may_hold(&name_in(&key)) {
+            return Ok(Vec::new());
+        }
         let packs = self.packs_now();
-        let places = self.noting(self.places(&self.keys.block(cid), &packs))?;
+        let places = self.noting(self.places(&key, &packs))?;
         let located = places.iter().filter_map(|place| place.located(&packs));
         Ok(located.collect())
     }
@@ -519,6 +618,11 @@ fn decode_pack(bytes: &[u8]) -> Option<(PackId, PackInfo)> {
         bytes: u64::from_le_bytes(rest.try_into().ok()?),
     };
     Some((PackId(*pack), info))
+}
+
+/// What stands for a block in the filter: its key without the tag.
+fn name_in(key: &[u8; 1 + NAME_BYTES]) -> filter::Name {
+    *key.last_chunk().expect("a key is longer than a name")
 }
 
 /// Its presence says that the index beside it is damaged, or that a process ended while opening it.

@@ -254,6 +254,12 @@ fn damaged_index_loses_nothing() {
                 Err(error) => panic!("{error}"),
             }
         }
+        // Then the whole of it says what the packs say, or that it is damaged.
+        match store.compare_index() {
+            Ok(_) => assert_eq!(store.compare_index().unwrap(), []),
+            Err(StoreError::Index { .. }) => failed = true,
+            Err(error) => panic!("{error}"),
+        }
         drop(store);
         if failed {
             met += 1;
@@ -261,6 +267,7 @@ fn damaged_index_loses_nothing() {
             for (cid, bytes) in &blocks {
                 assert_eq!(store.get(cid).unwrap().unwrap(), bytes);
             }
+            assert_eq!(store.compare_index().unwrap(), []);
         }
     }
     assert!(
@@ -314,6 +321,51 @@ fn numbers_of_removed_packs_are_not_used_again() {
         .unwrap();
     assert!(index.locations(&cid).unwrap().is_empty());
     assert_eq!(index.locations(&other).unwrap().len(), 1);
+}
+
+#[test]
+fn filter_denies_nothing_that_is_here() {
+    let home = tempfile::tempdir().unwrap();
+    let open = || {
+        open_store(home.path(), space(), &key(), Settings::default())
+            .unwrap()
+            .0
+    };
+    let store = open();
+    assert!(
+        store.index().wait_for_filter(),
+        "an empty one is there at once"
+    );
+    let blocks: Vec<(Cid, Vec<u8>)> = (0..70_000).map(|number| block(number, 8)).collect();
+    for (number, (cid, bytes)) in (0..).zip(&blocks) {
+        store
+            .put_verified(Class::Bulk, Verified::computed(*cid, bytes))
+            .unwrap();
+        // More than the first filter is for: it is made anew beside its use.
+        if number % 5000 == 4999 {
+            store.close_packs().unwrap();
+        }
+    }
+    for (cid, _) in blocks.iter().step_by(7) {
+        assert!(store.has(cid).unwrap());
+    }
+    assert!(store.index().wait_for_filter());
+    for (cid, _) in &blocks {
+        assert!(store.has(cid).unwrap());
+    }
+    assert!(!store.has(&block(999_999, 8).0).unwrap());
+    // Dropping ends the thread, or the next opening would find the database in use.
+    drop(store);
+    let store = open();
+    drop(store);
+    let store = open();
+    for (cid, _) in &blocks {
+        assert!(store.has(cid).unwrap());
+    }
+    assert!(store.index().wait_for_filter());
+    for (cid, _) in &blocks {
+        assert!(store.has(cid).unwrap());
+    }
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl<'a> Verified<'a> {
         &self.cid
     }
 
+    /// Its length, as errors tell it: none that is stored is longer.
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
     /// The block.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes

@@ -34,7 +34,7 @@ pub enum StoreError {
         /// The block that was not stored.
         cid: Cid,
         /// Its length.
-        len: usize,
+        len: u32,
         /// What the disk said.
         source: io::Error,
     },
@@ -46,7 +46,7 @@ pub enum StoreError {
         /// The block that was not stored.
         cid: Cid,
         /// Its length.
-        len: usize,
+        len: u32,
         /// What is free.
         free: u64,
         /// What must stay free.
@@ -60,7 +60,7 @@ pub enum StoreError {
         /// The block that was not stored.
         cid: Cid,
         /// Its length.
-        len: usize,
+        len: u32,
         /// What the store takes.
         used: u64,
         /// What it may take.

@@ -230,7 +230,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             &mut state.since_room_check,
             record + frame,
             &cid,
-            block.bytes.len(),
+            block.len(),
         )?;
         let full = state.open.get(&kind).is_some_and(|open| {
             let blocks = open.writer.blocks().len();
@@ -367,7 +367,7 @@ fn write_error(block: &Verified<'_>, name: String, source: io::Error) -> Lack {
             bytes: block.bytes.len() as u64 + 1,
             error: Box::new(StoreError::Full {
                 cid: block.cid,
-                len: block.bytes.len(),
+                len: block.len(),
                 source,
             }),
         }

@@ -114,7 +114,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         since_look: &mut u64,
         bytes: u64,
         cid: &Cid,
-        len: usize,
+        len: u32,
     ) -> Result<(), Lack> {
         let (used, quota) = (
             self.used.load(Ordering::Relaxed),
