@@ -84,7 +84,9 @@ fn verify_names_a_damaged_block_and_put_heals_it() {
             device.up();
         }
         let packs = packs(&device);
-        let pack = packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len());
+        let pack = packs
+            .iter()
+            .max_by_key(|pack| fs::metadata(pack).unwrap().len());
         let pack = pack.unwrap();
         flip(pack, 1000);
         let ran = device.fails(1, ["verify"]);
@@ -101,7 +103,10 @@ fn verify_names_a_damaged_block_and_put_heals_it() {
         assert_eq!(again.event("verified")["lost"], damage["lost"]);
         device.put(&file, "/again");
         let healed = device.ok(["verify", "--sample", "100", "--rate", "500"]);
-        assert_eq!(healed.event("verified")["lost"].as_array().unwrap().len(), 0);
+        assert_eq!(
+            healed.event("verified")["lost"].as_array().unwrap().len(),
+            0
+        );
         assert_eq!(device.cat("/file"), bytes);
     }
     device.stop();
@@ -124,7 +129,10 @@ fn verify_says_what_it_can_of_a_device_that_does_not_open() {
         .map(|value| text(value, "file").to_owned())
         .collect();
     assert!(files.iter().any(|file| file == "device.key"), "{files:?}");
-    assert!(files.iter().any(|file| file.starts_with("packs/")), "{files:?}");
+    assert!(
+        files.iter().any(|file| file.starts_with("packs/")),
+        "{files:?}"
+    );
     assert_eq!(ran.failure_kind(), "corrupt");
 }
 

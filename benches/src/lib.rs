@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod kernels;
+pub mod store;
 pub mod wire;
 
 use std::time::Duration;

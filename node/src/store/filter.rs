@@ -90,7 +90,6 @@ impl Filter {
     }
 
     /// Whether one is in use.
-    #[cfg(test)]
     pub(super) fn is_built(&self) -> bool {
         self.state().current.is_some()
     }

@@ -248,6 +248,11 @@ impl FjallIndex {
         self.database.disk_space().map_err(plain)
     }
 
+    /// Whether the filter is in use: from the start of an empty index, else once a thread has read it through.
+    pub fn has_filter(&self) -> bool {
+        self.filter.is_built()
+    }
+
     /// Writes what is in memory into a table.
     #[cfg(test)]
     pub(super) fn write_table(&self) {

@@ -268,6 +268,8 @@ pub enum Fault {
     Die,
     /// The operation fails once with an I/O error; an append leaves a part of its bytes behind.
     Error,
+    /// The operation fails once for want of room; an append leaves a part of its bytes behind.
+    Full,
 }
 
 /// How much of what was not synced a crash takes.
@@ -632,6 +634,7 @@ fn failure(fault: Fault) -> io::Error {
     match fault {
         Fault::Die => died(),
         Fault::Error => io::Error::other("simulated I/O error"),
+        Fault::Full => io::Error::new(io::ErrorKind::StorageFull, "simulated disk is full"),
     }
 }
 

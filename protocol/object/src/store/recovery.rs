@@ -341,7 +341,12 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .collect(),
             None => Vec::new(),
         };
-        let kept = self.salvage(&name, Some(pack))?;
+        let salvaged = self.salvage(&name, Some(pack));
+        if salvaged.is_err() && self.disk.len(&name).is_err() {
+            // It has its new name, which may not last: the store takes no more, and the next start settles it.
+            self.cached_mut().remove(pack);
+        }
+        let kept = salvaged?;
         self.index
             .remove_pack(pack, &known)
             .map_err(|source| StoreError::Index { source })?;

@@ -129,10 +129,15 @@ fn crash_mode(rng: &mut Rng) -> Crash {
     }
 }
 
-/// A thousand stores, each through several lives that end by a crash at a random write, opening included.
+/// Two thousand stores, each through several lives that end by a crash at a random write, opening included.
 #[test]
 fn acknowledged_blocks_outlast_every_crash() {
-    for seed in 0..1000 {
+    let seeds = if std::env::var_os("KITH_LARGE").is_some() {
+        20_000
+    } else {
+        2000
+    };
+    for seed in 0..seeds {
         let mut rng = rng_of(seed);
         let disk = SimDisk::new();
         let mut index: Arc<MemIndex> = Arc::default();
@@ -140,10 +145,11 @@ fn acknowledged_blocks_outlast_every_crash() {
         for life in 0..6 {
             let context = format!("seed {seed}, life {life}");
             if life < 5 {
-                match rng.below(8) {
+                match rng.below(9) {
                     0 => {}
                     1 => disk.fail_next_sync(),
                     2 => disk.fail_after(rng.below(60), Fault::Error),
+                    3 => disk.fail_after(rng.below(60), Fault::Full),
                     _ => disk.fail_after(rng.below(60), Fault::Die),
                 }
             }
@@ -759,4 +765,146 @@ fn floor_is_a_gib_or_a_part_of_a_small_disk() {
     assert_eq!(store.usage().unwrap().floor, 64 << 20);
     disk.set_capacity(1 << 40);
     assert_eq!(store.usage().unwrap().floor, 1 << 30);
+}
+
+/// Runs of a script, each with a fault at another change of the disk.
+struct Script {
+    disk: SimDisk,
+    index: Arc<MemIndex>,
+    model: Model,
+    seed: u64,
+}
+
+impl Script {
+    fn new(seed: u64) -> Self {
+        Self {
+            disk: SimDisk::new(),
+            index: Arc::default(),
+            model: Model::default(),
+            seed,
+        }
+    }
+
+    /// Opens the store, once more if a fault came in between; not on a machine that stands still.
+    fn open(&self) -> Option<Store<SimDisk, Arc<MemIndex>>> {
+        let open = || Store::open(self.disk.clone(), Arc::clone(&self.index), config());
+        match open() {
+            Ok((store, _)) => Some(store),
+            Err(_) if self.disk.is_dead() => None,
+            Err(_) => Some(open().expect("the second time nothing is in the way").0),
+        }
+    }
+
+    fn put(&mut self, store: &Store<SimDisk, Arc<MemIndex>>, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            let bytes = block(self.seed, number);
+            let cid = Cid::of_block(&bytes);
+            let class = Class::ALL[usize::try_from(number % 3).unwrap()];
+            let put = match number % 5 {
+                4 => store.put_cached(class, Verified::of(&bytes)).map(|_| false),
+                _ => store.put(class, &cid, &bytes).map(|_| true),
+            };
+            if put.is_ok_and(|kept| kept) {
+                self.model.pending.insert(cid);
+            }
+            self.model.put.insert(cid, bytes);
+        }
+    }
+
+    fn settle(&mut self, done: Result<(), StoreError>) {
+        if done.is_ok() {
+            self.model.lasting.append(&mut self.model.pending);
+        }
+    }
+
+    /// Put, flush, close, set aside, keep, evict, rebuild, and go on: every kind of change that the store makes.
+    fn run(&mut self) -> Option<()> {
+        let store = self.open()?;
+        self.put(&store, 0..12);
+        self.settle(store.flush());
+        self.put(&store, 12..30);
+        self.settle(store.close_packs());
+        // A pack is set aside though nothing is wrong with it: every block of it must still be there.
+        if let Some((pack, _)) = store.packs().unwrap().first() {
+            let _ = store.quarantine(pack);
+        }
+        self.put(&store, 30..36);
+        let cached = store.cached_packs();
+        if let Some(pack) = cached.first() {
+            let blocks = store.pack_blocks(pack).unwrap_or_default();
+            if store.keep(pack).is_ok() {
+                self.model
+                    .lasting
+                    .extend(blocks.iter().map(|block| block.cid));
+            }
+        }
+        for pack in cached.iter().skip(1) {
+            let _ = store.evict(pack);
+        }
+        self.settle(store.flush());
+        check_invariants(&store);
+        drop(store);
+        self.model.pending.clear();
+        // The rebuild: an open pack and an index that is gone.
+        self.index = Arc::default();
+        let store = self.open()?;
+        self.put(&store, 36..50);
+        self.settle(store.close_packs());
+        check_invariants(&store);
+        self.model.pending.clear();
+        Some(())
+    }
+
+    /// After whatever happened: it opens, holds all that was acknowledged, and goes on.
+    fn judge(mut self, how: Crash, keep_index: bool, rng: &mut Rng, context: &str) {
+        self.disk.heal();
+        self.disk.crash(how, rng);
+        if !keep_index {
+            self.index = Arc::default();
+        }
+        let (store, report) =
+            Store::open(self.disk.clone(), Arc::clone(&self.index), config()).unwrap();
+        assert!(report.waiting.is_empty(), "{context}: {report:?}");
+        self.model.judge(&store, 0, context);
+        self.put(&store, 50..55);
+        store.close_packs().unwrap();
+        for (pack, _) in store.packs().unwrap() {
+            let checked = store.check_pack(&pack);
+            assert!(checked.is_ok(), "{context}: {checked:?}");
+        }
+        assert_eq!(store.compare_index().unwrap(), [], "{context}");
+        self.model.judge(&store, 0, context);
+        check_invariants(&store);
+    }
+}
+
+/// A fault of every kind at every change that the script makes to the disk, opening included.
+#[test]
+fn no_fault_at_any_change_loses_what_was_acknowledged() {
+    let seeds = if std::env::var_os("KITH_LARGE").is_some() {
+        8
+    } else {
+        1
+    };
+    for seed in 0..seeds {
+        let mut script = Script::new(seed);
+        script.run().unwrap();
+        let changes = script.disk.changes();
+        assert!(changes > 60, "{changes} changes");
+        assert!(script.model.lasting.len() > 30);
+        for at in 0..changes {
+            for fault in [Fault::Die, Fault::Error, Fault::Full] {
+                for how in [Crash::Kill, Crash::Prefix, Crash::Scatter] {
+                    for keep_index in [false, true] {
+                        let context =
+                            format!("seed {seed}, change {at}, {fault:?}, {how:?}, {keep_index}");
+                        let mut script = Script::new(seed);
+                        script.disk.fail_after(at, fault);
+                        script.run();
+                        script.judge(how, keep_index, &mut rng_of(at), &context);
+                    }
+                }
+            }
+        }
+    }
 }
