@@ -113,6 +113,31 @@ fn verify_names_a_damaged_block_and_put_heals_it() {
 }
 
 #[test]
+fn daemon_finds_damage_on_its_own() {
+    let place = place();
+    let (mut device, _) = place.first("first");
+    let bytes = noise(7, 100_000);
+    let file = place.write("file", &bytes);
+    device.put(&file, "/file");
+    device.ok(["verify"]);
+    let packs = packs(&device);
+    let pack = packs
+        .iter()
+        .max_by_key(|pack| fs::metadata(pack).unwrap().len());
+    flip(pack.unwrap(), 500);
+    device.up();
+    kith_tests::wait_until("the daemon's own check", || {
+        (number(&device.status(), "damaged") == 1).then_some(())
+    });
+    let said = device.fails(1, ["verify"]).event("verified");
+    assert_eq!(said["lost"].as_array().unwrap().len(), 1);
+    device.put(&file, "/again");
+    device.ok(["verify"]);
+    assert_eq!(device.cat("/file"), bytes);
+    device.stop();
+}
+
+#[test]
 fn verify_says_what_it_can_of_a_device_that_does_not_open() {
     let place = place();
     let (device, _) = place.first("first");

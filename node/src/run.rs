@@ -290,9 +290,7 @@ impl Node {
                 let (store, report) =
                     store::open_store(home.path(), identity.space, &index_key, settings)
                         .map_err(NodeError::Store)?;
-                // Before the log is opened, which cuts a torn end.
                 let mut opening = crate::verify::of_recovery(&report);
-                opening.extend(crate::verify::check_files(&home, Some(&identity.keys)));
                 let place = crate::verify::kept_place(&home, crate::verify::ROUND_FILE);
                 let scrub = Mutex::new(online.then(|| Scrub::resume(Pace::STEADY, &place)));
                 if report != kith_object::store::RecoveryReport::default() {
@@ -562,11 +560,11 @@ fn open_log(
 /// What the owner has set, with what is set now. Damaged settings are no reason to stand still: the defaults lose nothing.
 fn settings(home: &Home, options: Option<&UpOptions>) -> Result<Settings, NodeError> {
     let kept = match home.settings() {
-        Err(error @ HomeError::SettingsDamaged { .. }) => {
+        Err(error) => {
             tracing::error!(%error, "the defaults are used");
             Settings::default()
         }
-        kept => kept?,
+        Ok(kept) => kept,
     };
     let mut settings = kept;
     if let Some(options) = options {

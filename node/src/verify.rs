@@ -273,6 +273,14 @@ pub(crate) fn of_damage(damage: Damage) -> Finding {
     }
 }
 
+/// A pack of which nothing is known.
+pub(crate) fn of_failure(pack: &PackId, error: &StoreError) -> Finding {
+    Finding::of(
+        format!("{}/{pack}.pack", store::PACKS),
+        format!("cannot be checked: {}", told(error)),
+    )
+}
+
 /// Compares the index with the packs; mends what can be mended.
 pub(crate) fn compare_index(store: &DiskStore) -> Vec<Finding> {
     let fault = |fault| match fault {

@@ -59,8 +59,11 @@ impl Checker {
                         .iter()
                         .find(|(known, _)| *known == pack)
                         .map_or(0, |(_, info)| info.bytes);
-                    let damage = self.store.scrub_pack(&pack)?;
-                    self.found.extend(damage.map(verify::of_damage));
+                    match self.store.scrub_pack(&pack) {
+                        Ok(damage) => self.found.extend(damage.map(verify::of_damage)),
+                        // The others are read all the same.
+                        Err(error) => self.found.push(verify::of_failure(&pack, &error)),
+                    }
                     checked.packs.fetch_add(1, Ordering::Relaxed);
                     checked.bytes.fetch_add(bytes, Ordering::Relaxed);
                     scrub.handle(now(), Input::Checked { pack, bytes });
@@ -110,12 +113,14 @@ impl Node {
             let Ok((stepped, found, outcome)) = stepped else {
                 return;
             };
-            if let Err(error) = outcome {
-                tracing::error!(%error, "the store could not be checked");
-            }
             for finding in found {
                 tracing::error!(file = %finding.file, offset = ?finding.offset, what = %finding.what, lost = finding.lost.len(), "damage found");
                 self.damage.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Err(error) = outcome {
+                // The index is of no use; the next start makes it anew and goes on with the round.
+                tracing::error!(%error, "the store could not be checked");
+                return;
             }
             scrub = stepped;
         }

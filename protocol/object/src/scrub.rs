@@ -15,8 +15,8 @@ pub const CHECK_WITHIN: Span = Span::from_secs(30 * 24 * 3600);
 pub const ROUND: Span = Span::from_secs(14 * 24 * 3600);
 /// A round is paced to end within this.
 pub const ROUND_MAX: Span = Span::from_secs(14 * 24 * 3600);
-/// Bytes a second at which the daemon reads for this, unless the round would not end in time.
-pub const RATE: u64 = 4 << 20;
+/// Bytes a second at which the daemon reads for this, unless the round would not end in time: under a thousandth of a core.
+pub const RATE: u64 = 1 << 20;
 /// Packs after which the place in the round is kept.
 const KEEP_EVERY: u64 = 16;
 
