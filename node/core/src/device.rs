@@ -22,7 +22,7 @@ use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange};
 use kith_protocol::gossip::{self, Gossip};
 
-use crate::book::Book;
+use crate::book::{Book, Telling};
 use crate::group;
 use crate::policy::Policy;
 
@@ -97,6 +97,13 @@ pub enum Input {
         /// Which.
         device: DeviceId,
         /// Where it listens.
+        addrs: Vec<String>,
+    },
+    /// A device says in the local network that it is there. Anybody who ever was of the mesh can have said so.
+    Sighted {
+        /// Which.
+        device: DeviceId,
+        /// Where.
         addrs: Vec<String>,
     },
     /// All appends up to that number are durable.
@@ -338,6 +345,7 @@ pub struct Device {
     /// The entries of `access`, for newcomers: they are few.
     access_log: BTreeMap<EntryId, Bytes>,
     book: Book,
+    telling: Telling,
     own_addrs: Vec<String>,
     connected: BTreeSet<DeviceId>,
     /// Number of the last append asked for, and of the last known durable.
@@ -416,6 +424,7 @@ impl Device {
             policy: Policy::default(),
             access_log: BTreeMap::new(),
             book: Book::default(),
+            telling: Telling::default(),
             own_addrs: Vec::new(),
             connected: BTreeSet::new(),
             appended: (0, 0),
@@ -470,6 +479,11 @@ impl Device {
             Input::Addresses { device, addrs } => {
                 if self.policy.admits(&device) && self.book.learn(self.now, device, &addrs, true) {
                     self.tell_book(Some(device));
+                }
+            }
+            Input::Sighted { device, addrs } => {
+                if device != self.me && self.policy.admits(&device) {
+                    self.book.sight(self.now, device, &addrs);
                 }
             }
             Input::Appended(number) => {
@@ -535,6 +549,7 @@ impl Device {
             self.exchange.next_wakeup(),
             self.gossip.next_wakeup(),
             self.book.next_due(absent),
+            self.telling.next_due(),
             self.epoch_due,
         ]
         .into_iter()
@@ -629,6 +644,7 @@ impl Device {
                 .all(|(number, _)| *number > self.appended.1),
             "what is durable is let go"
         );
+        self.telling.check_invariants();
         self.exchange.check_invariants();
         self.gossip.check_invariants();
     }
@@ -645,7 +661,7 @@ impl Device {
             return;
         }
         self.book.met(self.now, &peer);
-        self.send_book(peer);
+        self.telling.met(self.now, peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerUp(peer));
         if self.anti_entropy {
@@ -659,6 +675,7 @@ impl Device {
         }
         self.book.met(self.now, &peer);
         self.books_under_way.remove(&peer);
+        self.telling.left(&peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerDown(peer));
         self.gossip.handle(self.now, gossip::Input::PeerDown(peer));
@@ -734,12 +751,7 @@ impl Device {
     fn providers(&mut self, devices: &[DeviceId]) {
         for device in devices {
             if self.policy.admits(device) && !self.connected.contains(device) {
-                let addrs = self
-                    .book
-                    .iter()
-                    .find(|(known, _)| *known == device)
-                    .map(|(_, addrs)| addrs)
-                    .unwrap_or_default();
+                let addrs = self.book.addrs_to_dial(device);
                 self.effects.push_back(Effect::Dial {
                     device: *device,
                     addrs,
@@ -1106,6 +1118,9 @@ impl Device {
         {
             self.effects.push_back(Effect::Dial { device, addrs });
         }
+        for peer in self.telling.due(self.now) {
+            self.send_book(peer);
+        }
     }
 
     fn drain_gossip(&mut self) {
@@ -1223,17 +1238,9 @@ impl Device {
         found.is_some()
     }
 
-    /// Tells everyone connected what changed in the address book, but whom it came from; and has it kept.
+    /// Has everyone connected told what changed in the address book, but whom it came from; and has it kept.
     fn tell_book(&mut self, but: Option<DeviceId>) {
-        let peers: Vec<DeviceId> = self
-            .connected
-            .iter()
-            .filter(|peer| Some(**peer) != but)
-            .copied()
-            .collect();
-        for peer in peers {
-            self.send_book(peer);
-        }
+        self.telling.changed(self.now, but);
         self.effects
             .push_back(Effect::KeepBook(self.book.encode(&self.me, &[])));
     }

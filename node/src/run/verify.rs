@@ -211,7 +211,9 @@ impl Node {
         }
         let lost = lost
             .map_err(|error| Failure::new(FailureKind::Failed, "check the store").because(&error))?
-            .map_err(|error| super::calls::failure::store_failure("check the store".to_owned(), &error))?;
+            .map_err(|error| {
+                super::calls::failure::store_failure("check the store".to_owned(), &error)
+            })?;
         told(
             tell,
             Event::Verified {
