@@ -914,15 +914,87 @@ impl Task {
         let mut addrs = info.listen_addrs;
         addrs.truncate(ADDRESSES_MAX);
         if info.protocols.contains(&KAD) {
-            for addr in &addrs {
-                self.swarm
-                    .behaviour_mut()
-                    .kad
-                    .add_address(&peer_id, addr.clone());
-            }
+            remember(&mut self.swarm.behaviour_mut().kad, &peer_id, &addrs);
         }
         self.outbox
             .notice(NetEvent::Addresses { device, addrs })
             .await
+    }
+}
+
+/// Puts a device's addresses into the DHT's table, which never forgets one by itself: those it tells now, and of the others the youngest, [`ADDRESSES_MAX`] in all.
+fn remember(dht: &mut kad::Behaviour<MemoryStore>, peer: &PeerId, told: &[Multiaddr]) {
+    // As the table writes them.
+    let told: Vec<Multiaddr> = told
+        .iter()
+        .filter_map(|addr| addr.clone().with_p2p(*peer).ok())
+        .take(ADDRESSES_MAX)
+        .collect();
+    if told.is_empty() {
+        return;
+    }
+    // As the table has them: the oldest first.
+    let known: Vec<Multiaddr> = dht
+        .kbucket(*peer)
+        .into_iter()
+        .flat_map(|bucket| {
+            let entry = bucket
+                .iter()
+                .find(|entry| entry.node.key.preimage() == peer)
+                .map(|entry| entry.node.value.iter().cloned().collect::<Vec<_>>());
+            entry.unwrap_or_default()
+        })
+        .collect();
+    let others = known.iter().filter(|addr| !told.contains(addr));
+    let surplus = (others.clone().count() + told.len()).saturating_sub(ADDRESSES_MAX);
+    // Before the new ones come; the table drops a device with its last address, and takes it in again with its next.
+    for addr in others.take(surplus) {
+        dht.remove_address(peer, addr);
+    }
+    for addr in told {
+        dht.add_address(peer, addr);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(n: u32) -> Multiaddr {
+        format!("/ip4/10.0.0.1/tcp/{n}").parse().unwrap()
+    }
+
+    fn known(dht: &mut kad::Behaviour<MemoryStore>, peer: PeerId) -> Vec<Multiaddr> {
+        let bucket = dht.kbucket(peer).unwrap();
+        let entry = bucket
+            .iter()
+            .find(|entry| *entry.node.key.preimage() == peer)
+            .map(|entry| entry.node.value.iter().cloned().collect());
+        entry.unwrap_or_default()
+    }
+
+    #[test]
+    fn addresses_of_a_device_in_the_dht_are_bounded_and_the_newest_stay() {
+        let (me, peer) = (PeerId::random(), PeerId::random());
+        let mut dht = kad::Behaviour::with_config(me, MemoryStore::new(me), kad::Config::new(KAD));
+        for n in 1..500_u32 {
+            // Three listeners that move on and on, as a laptop that goes from net to net.
+            let told = [addr(3 * n), addr(3 * n + 1), addr(3 * n + 2)];
+            remember(&mut dht, &peer, &told);
+            let known = known(&mut dht, peer);
+            assert!(known.len() <= ADDRESSES_MAX, "{} addresses", known.len());
+            let written = told.map(|addr| addr.with_p2p(peer).unwrap());
+            assert!(written.iter().all(|addr| known.contains(addr)));
+        }
+        assert_eq!(known(&mut dht, peer).len(), ADDRESSES_MAX);
+        // One that tells more than may be kept.
+        let many: Vec<Multiaddr> = (5000..5100).map(addr).collect();
+        remember(&mut dht, &peer, &many);
+        let kept = known(&mut dht, peer);
+        assert_eq!(kept.len(), ADDRESSES_MAX);
+        let newest = addr(5000).with_p2p(peer).unwrap();
+        assert!(kept.contains(&newest));
+        remember(&mut dht, &peer, &[]);
+        assert_eq!(known(&mut dht, peer).len(), ADDRESSES_MAX);
     }
 }
