@@ -14,5 +14,6 @@
 pub mod api;
 pub mod exchange;
 pub mod gossip;
+pub mod lan;
 pub mod pairing;
 pub mod wire;
