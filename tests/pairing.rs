@@ -5,7 +5,7 @@
     reason = "a test fails by panicking"
 )]
 
-use kith_tests::{Kith, Place, keys, text, wait_until};
+use kith_tests::{Kith, Pairing, Place, Running, keys, text, wait_until};
 use serde_json::Value;
 
 /// Words that pass the checksum and are nobody's here.
@@ -389,4 +389,187 @@ fn who_came_by_the_words_writes_once_it_has_met_another() {
     // It need not be told twice.
     second.stop();
     second.put_bytes(b"alone", "/alone");
+}
+
+/// What a join that is under way keeps.
+fn joining(device: &Kith) -> std::path::PathBuf {
+    device.home().join("joining.key")
+}
+
+/// Kills a join by a ticket when `moment` returns, has the person say yes if nobody has yet, and gives the command again.
+fn killed_join_goes_on(
+    yes: bool,
+    again: &[&str],
+    moment: impl Fn(&Kith, &mut Running, &mut Pairing),
+) {
+    let place = place();
+    let (mut first, _) = place.first("first");
+    first.up();
+    let mut pairing = first.pair(if yes { &["--yes"] } else { &[] });
+    let ticket = pairing.ticket().to_owned();
+    let mut second = place.device("second");
+    let mut join = Running::start(second.command(["join", &ticket, "--name", "second"]));
+    moment(&second, &mut join, &mut pairing);
+    join.kill();
+    let first_try = join.finish();
+    let is_in = first_try
+        .values()
+        .iter()
+        .any(|value| value["event"] == "joined");
+    if !is_in {
+        assert!(joining(&second).exists(), "nothing is kept");
+        if !yes {
+            pairing.answer("y\n");
+        }
+        let mut args = vec!["join"];
+        args.extend(again.iter().map(|arg| {
+            if *arg == "TICKET" {
+                ticket.as_str()
+            } else {
+                arg
+            }
+        }));
+        // Another name now changes nothing: it was said, and perhaps read on the other screen.
+        args.extend(["--name", "another"]);
+        let joined = second.ok(args).event("joined");
+        assert_eq!(joined["name"], "second");
+    }
+    assert!(
+        !joining(&second).exists(),
+        "the ticket is still on the disk"
+    );
+    let paired = pairing.finish();
+    paired.expect_code(0);
+    let device = paired.event("paired")["device"].clone();
+    assert_eq!(paired.event("knock")["device"], device);
+    assert_eq!(second.up()["device"], device, "the same device came again");
+    // One killed after its last word had no time to take it away.
+    assert!(
+        !joining(&second).exists(),
+        "the ticket is still on the disk"
+    );
+    second.agrees_with(&first);
+    assert_eq!(names(&first), ["first", "second"]);
+    assert_eq!(first.ok(["devices"]).values().len(), 2);
+    second.fails(1, ["join", &ticket]);
+}
+
+#[test]
+fn join_killed_once_the_ticket_is_reserved_goes_on() {
+    killed_join_goes_on(false, &["TICKET"], |second, join, pairing| {
+        assert_eq!(pairing.next_value().unwrap()["event"], "knock");
+        join.kill();
+        let mode = std::fs::metadata(joining(second)).unwrap().permissions();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+            0o600
+        );
+    });
+}
+
+#[test]
+fn join_killed_while_the_code_is_shown_goes_on() {
+    killed_join_goes_on(false, &[], |_, join, pairing| {
+        let shown = join.next_value().unwrap();
+        assert_eq!(shown["event"], "code");
+        assert_eq!(pairing.next_value().unwrap()["code"], shown["code"]);
+    });
+}
+
+#[test]
+fn join_killed_while_it_is_let_in_goes_on() {
+    for moment in ["code", "joined"] {
+        killed_join_goes_on(true, &["TICKET"], |_, join, _| {
+            while let Some(value) = join.next_value() {
+                if value["event"] == moment {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn join_killed_as_its_first_word_is_kept_goes_on() {
+    // No output tells of this moment; the file does.
+    for again in [&[][..], &["TICKET"]] {
+        killed_join_goes_on(true, again, |second, _, _| {
+            wait_until("the join is kept", || {
+                let begun = joining(second).exists() || second.home().join("device.key").exists();
+                begun.then_some(())
+            });
+        });
+    }
+}
+
+#[test]
+fn join_begun_nowhere_and_join_refused_leave_no_way_on() {
+    let place = place();
+    let (mut first, _) = place.first("first");
+    first.up();
+    let second = place.device("second");
+    let failed = second.fails(2, ["join"]);
+    assert!(text(&failed.failure(), "hint").contains("kith pair"));
+    assert_no_device(&second);
+
+    // A person says no while the newcomer is gone: the ticket is burnt, which it is told when it comes again.
+    let mut pairing = first.pair(&[]);
+    let ticket = pairing.ticket().to_owned();
+    let mut join = Running::start(second.command(["join", &ticket, "--name", "second"]));
+    assert_eq!(join.next_value().unwrap()["event"], "code");
+    join.kill();
+    assert_eq!(pairing.next_value().unwrap()["event"], "knock");
+    pairing.answer("n\n");
+    pairing.finish().expect_code(1);
+    second.fails(1, ["join"]);
+    assert_no_device(&second);
+    // The ticket is gone from the disk, and nothing goes on any more; another one does.
+    second.fails(2, ["join"]);
+    let pairing = first.pair(&["--yes"]);
+    second.ok(["join", pairing.ticket(), "--name", "second"]);
+    pairing.finish().expect_code(0);
+    assert!(!joining(&second).exists());
+    assert_eq!(names(&first), ["first", "second"]);
+}
+
+#[test]
+fn join_by_words_that_is_killed_makes_no_second_device() {
+    let place = place();
+    let (mut first, words) = place.first("first");
+    first.up();
+    let mut second = place.device("second");
+    let mut args = vec![
+        "join".to_owned(),
+        "--words".to_owned(),
+        "--name".to_owned(),
+        "second".to_owned(),
+    ];
+    for peer in first.addrs() {
+        args.extend(["--peer".to_owned(), peer]);
+    }
+    let mut command = second.command(&args);
+    command.stdin(std::process::Stdio::piped());
+    let mut join = Running::start(command);
+    join.write(words.as_bytes());
+    join.close_input();
+    wait_until("the admission is kept", || {
+        let begun = joining(&second).exists() || second.home().join("device.key").exists();
+        begun.then_some(())
+    });
+    join.kill();
+    let ended = join.finish();
+    if !ended
+        .values()
+        .iter()
+        .any(|value| value["event"] == "joined")
+    {
+        second
+            .join_by_words(&words, "another", &first.addrs())
+            .expect_code(0);
+    }
+    second.up();
+    second.agrees_with(&first);
+    assert_eq!(first.ok(["devices"]).values().len(), 2);
+    assert_eq!(names(&first), ["first", "second"]);
+    assert!(!joining(&second).exists());
 }

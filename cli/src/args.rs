@@ -39,7 +39,7 @@ pub(crate) enum Command {
     Stop,
     /// Let a new device in: shows a ticket as QR code and text until it is used or expires
     Pair(PairArgs),
-    /// Make this machine a device of an existing mesh
+    /// Make this machine a device of an existing mesh; given again after it was ended, it goes on
     Join(JoinArgs),
     /// Store files and folders; prints the root CID of each
     Put(PutArgs),
@@ -96,6 +96,9 @@ pub(crate) struct UpArgs {
         env = "KITH_LISTEN"
     )]
     pub(crate) listen: Vec<std::net::IpAddr>,
+    /// Neither look for devices of the mesh in the local network (mDNS) nor be found there; on loopback it never happens
+    #[arg(long, env = "KITH_NO_LAN", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) no_lan: bool,
     /// Most that stored packs may take, as `200G` (of 1,024 each), or `none`; kept for later starts
     #[arg(long, value_name = "SIZE", value_parser = quota)]
     pub(crate) quota: Option<Quota>,
@@ -138,13 +141,13 @@ pub(crate) struct PairArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
-    /// The ticket that `kith pair` shows; `-` reads it from standard input
-    #[arg(required_unless_present = "words", conflicts_with = "words")]
+    /// The ticket that `kith pair` shows; `-` reads it from standard input; none goes on with the join that was begun here
+    #[arg(conflicts_with = "words")]
     pub(crate) ticket: Option<String>,
     /// Join by the 24 words, typed at a prompt or read from standard input
     #[arg(long)]
     pub(crate) words: bool,
-    /// Where a device of the mesh listens, as its `kith status` shows under `addrs`; may be given several times
+    /// Where a device of the mesh listens, as its `kith status` shows as `door`; may be given several times [default: searched for in the local network]
     #[arg(long, value_name = "ADDR", requires = "words")]
     pub(crate) peer: Vec<String>,
     /// What to call this device [default: the machine's host name]

@@ -3,7 +3,7 @@
 //! Spec: `protocol/spec/home.md`, "Files".
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use kith_object::id::SpaceId;
 use kith_object::key::{DeviceKeys, Rng, Secret};
+use kith_protocol::pairing::SecretBytes;
 use zeroize::{Zeroize, Zeroizing};
 
 /// The file that says who the device is.
@@ -22,6 +23,11 @@ const SETTINGS_BYTES_MAX: u64 = 4096;
 const KEY_MAGIC: &[u8; 8] = b"kithkey1";
 /// Magic, space, device keys, door seed, checksum.
 const KEY_FILE_BYTES: usize = 8 + 32 + 64 + 32 + 16;
+/// What a device that is being made keeps until it is in.
+const JOINING_FILE: &str = "joining.key";
+const JOINING_MAGIC: &[u8; 8] = b"kithjoi1";
+/// Magic, mesh, device keys, name, conversation, checksum; each of the two in the middle with its length.
+const JOINING_BYTES_MAX: u64 = 8 + 32 + 64 + 1 + 64 + 4 + (16 << 10) + 16;
 /// Largest sealed side file that is read.
 const SIDE_FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -40,6 +46,19 @@ pub struct Identity {
     pub keys: DeviceKeys,
     /// Seed of the door's key, unlinked to the device's.
     pub door: Secret,
+}
+
+/// A device that is being made: what it needs to go on after its process was ended in the middle.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// The mesh it is to belong to.
+    pub mesh: SpaceId,
+    /// Its keys, which the mesh may have heard of already.
+    pub keys: DeviceKeys,
+    /// Its name.
+    pub name: String,
+    /// What the conversation at the door remembers; `None` if it joins by the words, which are never kept.
+    pub conversation: Option<SecretBytes>,
 }
 
 /// What the owner has set for this device, kept from one start to the next.
@@ -269,6 +288,65 @@ impl Home {
         self.write_whole(SETTINGS_FILE, settings.encode().as_bytes())
     }
 
+    /// Keeps a device that is being made, durably: from now on a join that is ended can be taken up again.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub fn write_joining(&self, joining: &Joining) -> Result<(), HomeError> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(8192));
+        bytes.extend_from_slice(JOINING_MAGIC);
+        bytes.extend_from_slice(&joining.mesh.0);
+        bytes.extend_from_slice(joining.keys.to_bytes().as_slice());
+        bytes.push(u8::try_from(joining.name.len()).expect("a name has at most 64 bytes"));
+        bytes.extend_from_slice(joining.name.as_bytes());
+        let conversation = joining
+            .conversation
+            .as_ref()
+            .map_or(&[][..], SecretBytes::expose);
+        let len = u32::try_from(conversation.len()).expect("a conversation is a few KiB");
+        bytes.extend_from_slice(&len.to_le_bytes());
+        bytes.extend_from_slice(conversation);
+        let sum = joining_checksum(&bytes);
+        bytes.extend_from_slice(&sum);
+        self.write_whole(JOINING_FILE, &bytes)
+    }
+
+    /// The device that is being made here, if one is.
+    ///
+    /// # Errors
+    /// [`HomeError::Damaged`], [`HomeError::Io`].
+    pub fn joining(&self) -> Result<Option<Joining>, HomeError> {
+        let path = self.path.join(JOINING_FILE);
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(HomeError::Io { path, source }),
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(8192));
+        if let Err(source) = file.take(JOINING_BYTES_MAX + 1).read_to_end(&mut bytes) {
+            return Err(HomeError::Io { path, source });
+        }
+        parse_joining(&bytes)
+            .map(Some)
+            .ok_or(HomeError::Damaged { path })
+    }
+
+    /// Removes what was kept of a device that was being made: it is in, or it will not be.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub fn forget_joining(&self) -> Result<(), HomeError> {
+        for name in [JOINING_FILE.to_owned(), format!("{JOINING_FILE}.new")] {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(HomeError::Io { path, source }),
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces a small file whole: temporary name, fsync, rename, folder fsync.
     ///
     /// # Errors
@@ -347,6 +425,35 @@ fn checksum(bytes: &[u8]) -> [u8; 16] {
     let mut sum = [0; 16];
     sum.copy_from_slice(whole.split_at(16).0);
     sum
+}
+
+fn joining_checksum(bytes: &[u8]) -> [u8; 16] {
+    let whole = kith_object::key::derive("kith joining file 1", bytes);
+    let mut sum = [0; 16];
+    sum.copy_from_slice(whole.split_at(16).0);
+    sum
+}
+
+fn parse_joining(bytes: &[u8]) -> Option<Joining> {
+    let (body, sum) = bytes.split_last_chunk::<16>()?;
+    if joining_checksum(body) != *sum {
+        return None;
+    }
+    let rest = body.strip_prefix(JOINING_MAGIC)?;
+    let (mesh, rest) = rest.split_first_chunk::<32>()?;
+    let (keys, rest) = rest.split_first_chunk::<64>()?;
+    let (len, rest) = rest.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*len))?;
+    let (len, conversation) = rest.split_first_chunk::<4>()?;
+    if usize::try_from(u32::from_le_bytes(*len)) != Ok(conversation.len()) {
+        return None;
+    }
+    Some(Joining {
+        mesh: SpaceId(*mesh),
+        keys: DeviceKeys::from_bytes(keys),
+        name: String::from_utf8(name.to_vec()).ok()?,
+        conversation: (!conversation.is_empty()).then(|| SecretBytes::new(conversation.to_vec())),
+    })
 }
 
 fn parse_identity(bytes: &[u8]) -> Option<Identity> {
@@ -458,6 +565,47 @@ mod tests {
                 "bit {bit}: {read:?}"
             );
         }
+    }
+
+    #[test]
+    fn device_being_made_survives_and_every_flipped_bit_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        assert!(home.joining().unwrap().is_none());
+        for conversation in [None, Some(SecretBytes::new(vec![7; 3000]))] {
+            let written = Joining {
+                mesh: SpaceId([4; 32]),
+                keys: identity().keys,
+                name: "attic".to_owned(),
+                conversation,
+            };
+            home.write_joining(&written).unwrap();
+            let read = home.joining().unwrap().unwrap();
+            assert_eq!(
+                (read.mesh, read.keys.id(), &read.name, &read.conversation),
+                (
+                    written.mesh,
+                    written.keys.id(),
+                    &written.name,
+                    &written.conversation
+                )
+            );
+        }
+        let path = folder.path().join(JOINING_FILE);
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600, "nobody else reads it");
+        let good = fs::read(&path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse_joining(&bad).is_none(), "bit {bit}");
+        }
+        fs::write(&path, &good[..good.len() - 1]).unwrap();
+        assert!(matches!(home.joining(), Err(HomeError::Damaged { .. })));
+        home.forget_joining().unwrap();
+        home.forget_joining().unwrap();
+        assert!(home.joining().unwrap().is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod door;
 pub mod event;
 mod frame;
 pub mod inside;
+pub mod lan;
 mod streams;
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,13 @@ mod driver;
 mod verify;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use kith_core::device::{Command, Setup, Waking};
+use kith_core::device::{Command, Input, Setup, Waking};
 use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica};
@@ -20,6 +20,7 @@ use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
 use kith_object::scrub::{Pace, Scrub};
+use kith_protocol::lan::{LanKey, Speaker};
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
@@ -33,7 +34,7 @@ use crate::config::{
 };
 use crate::local;
 use crate::net::door::{Door, DoorHandle};
-use crate::net::{self, Inside, Multiaddr};
+use crate::net::{self, Inside, Multiaddr, lan};
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
 };
@@ -125,6 +126,8 @@ pub struct UpOptions {
     pub quota: Option<Option<u64>>,
     /// Sets for good what an acknowledgement promises.
     pub durability: Option<Durability>,
+    /// Whether to find devices of the mesh in the local network, and be found. On loopback it never does.
+    pub lan: bool,
 }
 
 /// Where a device that serves can be found.
@@ -209,6 +212,8 @@ impl Node {
             };
             show(&created).map_err(NodeError::Words)?;
             home.write_identity(&identity)?;
+            // Whoever makes a mesh here has given up a join that was under way.
+            home.forget_joining()?;
             drop(lock);
             Ok(())
         })
@@ -263,8 +268,14 @@ impl Node {
         let wanted = options.listen.len();
         let ready = node.wait_until_listening(wanted).await?;
         Ports::of(&ready).write(&node.home);
+        let lan = if options.lan {
+            node.look_around(&options.listen, &ready).await
+        } else {
+            None
+        };
         Ok(Daemon {
             node,
+            lan,
             ready,
             socket,
             close_socket: Some(close_socket),
@@ -285,6 +296,8 @@ impl Node {
                 let identity = home.identity()?;
                 let lock = lock(&home, if online { "kith up" } else { "a kith command" })?;
                 let settings = settings(&home, options.as_ref())?;
+                // The device is in: what it would have needed to try again is a secret too many.
+                home.forget_joining()?;
                 let mut rng = fresh_rng();
                 let index_key = identity.keys.local_secret("kith index 1");
                 let (store, report) =
@@ -366,6 +379,40 @@ impl Node {
             .await?
         };
         Ok((Arc::new(node), parts, asker, queue, door_asks))
+    }
+
+    /// Finds devices in the local network, and lets itself be found, unless nobody there could reach this one.
+    async fn look_around(&self, listen: &[IpAddr], ready: &Ready) -> Option<JoinHandle<()>> {
+        if !lan::is_reachable(listen) {
+            return None;
+        }
+        let root = self.asker.look(|device| device.access().root).await??;
+        let (inside, addrs) = lan_ports(&ready.inside)?;
+        let (door, _) = lan_ports(&ready.addrs)?;
+        // One port is told for all addresses: those with another are left out.
+        let listen: Vec<IpAddr> = if listen.contains(&IpAddr::V4(Ipv4Addr::UNSPECIFIED)) {
+            vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)]
+        } else {
+            addrs
+        };
+        let speaker = Speaker::Device {
+            device: self.identity.keys.id(),
+            inside,
+            door,
+        };
+        let mut neighbours = lan::start(LanKey::of(&root), speaker, &listen, fresh_rng());
+        let asker = self.asker.clone();
+        Some(tokio::spawn(async move {
+            while let Some(found) = neighbours.found().await {
+                asker.input(Input::Sighted {
+                    device: found.device,
+                    addrs: lan::multiaddrs(found.addr, found.inside)
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
+                });
+            }
+        }))
     }
 
     /// Waits until inside and door listen on all addresses.
@@ -463,6 +510,7 @@ pub struct Daemon {
     socket: JoinHandle<std::io::Result<()>>,
     close_socket: Option<tokio::sync::oneshot::Sender<()>>,
     knocks: JoinHandle<()>,
+    lan: Option<JoinHandle<()>>,
     _door: DoorHandle,
 }
 
@@ -505,6 +553,9 @@ impl Daemon {
     /// Ends it in order.
     pub async fn shut_down(mut self) {
         self.knocks.abort();
+        if let Some(lan) = &self.lan {
+            lan.abort();
+        }
         local::remove_socket(self.node.home.path());
         // Whoever asked for the end, or waits for an answer that is almost there, still gets it.
         drop(self.close_socket.take());
@@ -638,6 +689,40 @@ impl Ports {
             tracing::warn!(%error, "ports not kept");
         }
     }
+}
+
+/// The ports that the local network is told, and the addresses that have them.
+fn lan_ports(addrs: &[String]) -> Option<(kith_protocol::lan::Ports, Vec<IpAddr>)> {
+    let mut near = Vec::new();
+    for addr in addrs {
+        let mut parts = addr.split('/').skip(1);
+        let (Some("ip4"), Some(ip), Some(transport), Some(port)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let (Ok(ip), Ok(port)) = (ip.parse::<Ipv4Addr>(), port.parse::<u16>()) else {
+            continue;
+        };
+        if !ip.is_loopback() {
+            near.push((IpAddr::V4(ip), transport, port));
+        }
+    }
+    let port = |name: &str| {
+        near.iter()
+            .find_map(|(_, transport, port)| (*transport == name).then_some(*port))
+    };
+    let tcp = port("tcp")?;
+    let ports = kith_protocol::lan::Ports {
+        tcp,
+        udp: port("udp").unwrap_or(0),
+    };
+    let addrs = near
+        .iter()
+        .filter(|(_, transport, port)| *transport == "tcp" && *port == tcp)
+        .map(|(ip, _, _)| *ip)
+        .collect();
+    Some((ports, addrs))
 }
 
 /// Starts on the ports used last, or on free ones if those are taken.

@@ -354,7 +354,7 @@ mod tests {
     /// A small device with all kinds of files, closed in order.
     async fn device(folder: &Path) -> Home {
         let home = Home::at(folder.join("home"));
-        Node::create(&home, "one").await.unwrap();
+        Node::create(&home, "one", |_| Ok(())).await.unwrap();
         let file = folder.join("file");
         fs::write(&file, vec![7; 3000]).unwrap();
         home.write_settings(Settings {

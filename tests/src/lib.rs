@@ -2,7 +2,9 @@
 //!
 //! Nothing here asserts how long a thing takes. What has to happen is waited for, under one deadline that no healthy machine meets.
 
-use std::ffi::OsStr;
+pub mod network;
+
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -104,6 +106,13 @@ impl Place {
         Kith::new(&self.program, self.folder.path().join("homes").join(name))
     }
 
+    /// A device on another machine, made of namespaces.
+    pub fn device_on(&self, host: &network::Host, name: &str) -> Kith {
+        let mut device = self.device(name);
+        device.way = host.way().to_vec();
+        device
+    }
+
     /// A device, made the first of a new mesh; and the words.
     pub fn first(&self, name: &str) -> (Kith, String) {
         let device = self.device(name);
@@ -126,6 +135,8 @@ impl Place {
 pub struct Kith {
     program: PathBuf,
     home: PathBuf,
+    /// The command that brings a program to the machine of the device; empty for this one.
+    way: Vec<OsString>,
     daemon: Option<Daemon>,
 }
 
@@ -238,6 +249,7 @@ impl Kith {
         Self {
             program: program.into(),
             home: home.into(),
+            way: Vec::new(),
             daemon: None,
         }
     }
@@ -249,7 +261,14 @@ impl Kith {
 
     /// A command of this device, `--json` and all; nothing of the tester's environment reaches it.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = plain_command(&self.program);
+        let mut command = match self.way.split_first() {
+            Some((first, rest)) => {
+                let mut command = plain_command(Path::new(first));
+                command.args(rest).arg(&self.program);
+                command
+            }
+            None => plain_command(&self.program),
+        };
         command
             .arg("--json")
             .arg("--home")
@@ -291,12 +310,18 @@ impl Kith {
     /// Starts the daemon on loopback and waits until it serves; returns what it said then.
     #[track_caller]
     pub fn up(&mut self) -> Value {
+        self.up_with(&["--listen", "127.0.0.1"])
+    }
+
+    /// Starts the daemon with these arguments and waits until it serves; returns what it said then.
+    #[track_caller]
+    pub fn up_with(&mut self, args: &[&str]) -> Value {
         assert!(
             self.daemon.is_none(),
             "the daemon of {} runs already",
             self.home.display()
         );
-        let mut command = self.command(["up", "--listen", "127.0.0.1"]);
+        let mut command = self.command(["up"].iter().chain(args));
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -324,6 +349,11 @@ impl Kith {
                 );
             }
         }
+    }
+
+    /// The process id of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").child.id()
     }
 
     /// What the daemon said when it was ready.
@@ -553,6 +583,11 @@ impl Running {
         stdin.flush().expect("write to the program");
     }
 
+    /// Closes its standard input.
+    pub fn close_input(&mut self) {
+        self.stdin = None;
+    }
+
     /// Kills it (SIGKILL); what it had printed can still be read.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -585,6 +620,7 @@ pub fn plain_command(program: &Path) -> Command {
     for variable in [
         "KITH_HOME",
         "KITH_LISTEN",
+        "KITH_NO_LAN",
         "KITH_LOG",
         "XDG_DATA_HOME",
         "CLICOLOR_FORCE",

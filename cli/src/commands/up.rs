@@ -17,6 +17,7 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
         listen: args.listen,
         quota: args.quota.map(|quota| quota.0),
         durability: args.durability,
+        lan: !args.no_lan,
     };
     let daemon = tokio::select! {
         up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,

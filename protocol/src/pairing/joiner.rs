@@ -168,6 +168,11 @@ impl Joiner {
         &self.ticket
     }
 
+    /// Whether the door may have reserved the ticket for this device: message 3 was made, here or before a crash.
+    pub fn is_resumed(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// Whether [`Effect::Finished`] or [`Effect::Fail`] was said.
     pub fn is_over(&self) -> bool {
         matches!(self.step, Step::Over)
