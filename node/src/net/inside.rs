@@ -3,6 +3,7 @@
 //! Spec: `protocol/spec/net.md`, "Order of behaviours".
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +17,11 @@ use futures::stream::FuturesUnordered;
 use kith_object::id::{DeviceId, SpaceId};
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::ConnectedPoint;
 use libp2p::gossipsub::{self, IdentTopic, MessageAcceptance, MessageAuthenticity, ValidationMode};
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig, RecordStore};
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, StoreInserts};
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, StreamProtocol, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identify, noise, ping, tcp, yamux};
@@ -403,6 +406,7 @@ impl Inside {
             dials: BTreeMap::new(),
             head_starts: FuturesUnordered::new(),
             searches: HashMap::new(),
+            links: HashMap::new(),
         };
         let task = tokio::spawn(task.run(command_queue));
         let handle = InsideHandle {
@@ -489,6 +493,16 @@ struct Task {
     dials: BTreeMap<DeviceId, Dial>,
     head_starts: FuturesUnordered<BoxFuture<'static, DeviceId>>,
     searches: HashMap<QueryId, Search>,
+    links: HashMap<ConnectionId, Link>,
+}
+
+/// Between which addresses a connection goes.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    peer: PeerId,
+    /// Ours; the system does not tell for connections that we dialled.
+    local: Option<IpAddr>,
+    remote: Option<IpAddr>,
 }
 
 /// A dial on the owner's behalf.
@@ -733,7 +747,21 @@ impl Task {
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.outbox.notice(NetEvent::Listening(address)).await
             }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
+                self.linked(peer_id, connection_id, &endpoint);
+                Ok(())
+            }
+            SwarmEvent::ConnectionClosed { connection_id, .. } => {
+                self.links.remove(&connection_id);
+                Ok(())
+            }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.moved(&address);
                 self.outbox.notice(NetEvent::NotListening(address)).await
             }
             SwarmEvent::OutgoingConnectionError {
@@ -747,6 +775,55 @@ impl Task {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A device that comes from another address than before has moved: what it had is dead, and pings would need a minute to notice.
+    fn linked(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let (local, remote) = match endpoint {
+            ConnectedPoint::Listener {
+                local_addr,
+                send_back_addr,
+            } => (ip_of(local_addr), ip_of(send_back_addr)),
+            ConnectedPoint::Dialer { address, .. } => (None, ip_of(address)),
+        };
+        if endpoint.is_listener() && remote.is_some() {
+            self.drop_links(|link| {
+                link.peer == peer && link.remote.is_some() && link.remote != remote
+            });
+        }
+        let link = Link {
+            peer,
+            local,
+            remote,
+        };
+        self.links.insert(id, link);
+    }
+
+    /// An address of ours is gone, and with it the connections from it. Those we dialled may have left from it: they are dialled again.
+    fn moved(&mut self, gone: &Multiaddr) {
+        let gone = ip_of(gone);
+        if gone.is_none() || self.swarm.listeners().any(|addr| ip_of(addr) == gone) {
+            return;
+        }
+        self.drop_links(|link| match link.local {
+            Some(_) => link.local == gone,
+            None => link.remote.is_none_or(|remote| !remote.is_loopback()),
+        });
+    }
+
+    fn drop_links(&mut self, which: impl Fn(&Link) -> bool) {
+        let dead: Vec<(ConnectionId, PeerId)> = self
+            .links
+            .iter()
+            .filter(|(_, link)| which(link))
+            .map(|(id, link)| (*id, link.peer))
+            .collect();
+        for (id, peer) in dead {
+            debug!(%peer, "connection between addresses that are gone");
+            self.links.remove(&id);
+            self.swarm.behaviour_mut().streams.lost(peer, id);
+            self.swarm.close_connection(id);
         }
     }
 
@@ -919,6 +996,14 @@ impl Task {
         self.outbox
             .notice(NetEvent::Addresses { device, addrs })
             .await
+    }
+}
+
+fn ip_of(addr: &Multiaddr) -> Option<IpAddr> {
+    match addr.iter().next() {
+        Some(Protocol::Ip4(ip)) => Some(ip.into()),
+        Some(Protocol::Ip6(ip)) => Some(ip.into()),
+        _ => None,
     }
 }
 
