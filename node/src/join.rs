@@ -33,6 +33,8 @@ use crate::store::HomeLock;
 
 /// How long a frame may take once the codes are being compared.
 const PROVED_WAIT: Duration = Duration::from_secs(600);
+/// How long a device that is in already tries to say so.
+const THANKS_WAIT: Duration = Duration::from_secs(20);
 /// How long the local network is searched while no door there lets us in.
 const SEARCH_WAIT: Duration = Duration::from_secs(20);
 /// How long doors may keep us waiting in all, unless one is just letting us in.
@@ -261,6 +263,23 @@ impl<M: Conversation> Line<M> {
     }
 }
 
+impl Line<Joiner> {
+    /// Opens a stream to the door of that key, or says that there is none.
+    async fn dial(&mut self, door: DeviceId, addresses: &[String]) {
+        let addrs: Vec<Multiaddr> = addresses
+            .iter()
+            .filter_map(|addr| addr.parse().ok())
+            .collect();
+        match knock(Zeroizing::new(fresh_rng().bytes()), &addrs, Some(door)).await {
+            Ok(stream) => self.opened(stream),
+            Err(error) => {
+                tracing::debug!(%error, "door not reached");
+                self.closed();
+            }
+        }
+    }
+}
+
 /// A folder in which a device is being made, and what an earlier attempt left there.
 enum Begun {
     Here {
@@ -369,7 +388,14 @@ pub async fn by_ticket(
     };
     let (kept, _lock) = match begin(home, is_asked_for)? {
         Begun::Here { kept, _lock } => (kept, _lock),
-        Begun::Done(joined) => return Ok(joined),
+        Begun::Done(joined) => {
+            // The other side may still wait for the last word. The device is in whether or not it hears it.
+            let kept = home.joining().ok().flatten();
+            if let Some(machine) = kept.as_ref().and_then(resume) {
+                let _ = tokio::time::timeout(THANKS_WAIT, thank(machine)).await;
+            }
+            return Ok(joined);
+        }
     };
     let kept = kept.map(|kept| *kept);
     let resumed = kept
@@ -413,19 +439,7 @@ pub async fn by_ticket(
     let mut joined = None;
     loop {
         match line.next().await {
-            JoinerEffect::Dial { door, addresses } => {
-                let addrs: Vec<Multiaddr> = addresses
-                    .iter()
-                    .filter_map(|addr| addr.parse().ok())
-                    .collect();
-                match knock(Zeroizing::new(fresh_rng().bytes()), &addrs, Some(door)).await {
-                    Ok(stream) => line.opened(stream),
-                    Err(error) => {
-                        tracing::debug!(%error, "door not reached");
-                        line.closed();
-                    }
-                }
-            }
+            JoinerEffect::Dial { door, addresses } => line.dial(door, &addresses).await,
             JoinerEffect::Remember(conversation) => {
                 keep(Some(conversation))?;
                 is_kept = true;
@@ -459,6 +473,23 @@ pub async fn by_ticket(
                 return Err(join_failure(what, error, is_kept));
             }
             JoinerEffect::Send(_) | JoinerEffect::Close => {}
+        }
+    }
+}
+
+/// Goes through the conversation once more for a device that was made by it, to say that all was received.
+async fn thank(machine: Joiner) {
+    let mut line = Line::new(machine);
+    loop {
+        match line.next().await {
+            JoinerEffect::Dial { door, addresses } => line.dial(door, &addresses).await,
+            // It was judged, and is on the disk.
+            JoinerEffect::Judge(_) => line.machine.handle(now(), JoinerInput::Accepted),
+            JoinerEffect::Finished { .. } | JoinerEffect::Fail(_) => return,
+            JoinerEffect::Remember(_)
+            | JoinerEffect::ShowCode(_)
+            | JoinerEffect::Send(_)
+            | JoinerEffect::Close => {}
         }
     }
 }
