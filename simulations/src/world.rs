@@ -712,8 +712,8 @@ impl World {
             Effect::Send {
                 peer,
                 channel,
-                bytes,
-            } => self.send(device, peer, channel, bytes),
+                message,
+            } => self.send(device, peer, channel, message.into_bytes()),
             Effect::Disconnect { peer, reason } => {
                 self.trace
                     .note(self.now, device, format_args!("cuts {peer}: {reason}"));

@@ -19,7 +19,7 @@ use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
 use kith_object::time::{Span, Time};
-use kith_protocol::exchange::{self, Exchange};
+use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
 
 use crate::book::{Book, Telling};
@@ -237,8 +237,8 @@ pub enum Effect {
         peer: DeviceId,
         /// On what.
         channel: Channel,
-        /// One whole message.
-        bytes: Bytes,
+        /// One whole message; its parts are written one after the other.
+        message: Parts,
     },
     /// Cut the connection.
     Disconnect {
@@ -1130,7 +1130,7 @@ impl Device {
                     self.effects.push_back(Effect::Send {
                         peer,
                         channel: Channel::Sync,
-                        bytes: prefixed(KIND_GOSSIP, &bytes),
+                        message: prefixed(KIND_GOSSIP, &bytes).into(),
                     });
                 }
                 gossip::Effect::Publish { bytes } => self
@@ -1155,7 +1155,7 @@ impl Device {
                     self.effects.push_back(Effect::Send {
                         peer,
                         channel: Channel::Bitswap,
-                        bytes: message.into_bytes(),
+                        message,
                     });
                 }
                 exchange::Effect::Load { peer, cid, block } => self
@@ -1212,17 +1212,17 @@ impl Device {
     }
 
     fn send_book(&mut self, peer: DeviceId) {
-        let bytes = prefixed(KIND_BOOK, &self.book.encode(&self.me, &self.own_addrs));
+        let message = prefixed(KIND_BOOK, &self.book.encode(&self.me, &self.own_addrs));
         let under_way = self.books_under_way.entry(peer).or_default();
         if under_way.len() >= BOOKS_UNDER_WAY_MAX {
             // It reads nothing; what it misses it is told when it comes back.
             return;
         }
-        under_way.push(bytes.len());
+        under_way.push(message.len());
         self.effects.push_back(Effect::Send {
             peer,
             channel: Channel::Sync,
-            bytes,
+            message: message.into(),
         });
     }
 

@@ -15,6 +15,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kith_object::id::{DeviceId, SpaceId};
+use kith_protocol::exchange::Parts;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
@@ -212,11 +213,11 @@ impl InsideHandle {
         &self,
         peer: DeviceId,
         channel: Channel,
-        bytes: Bytes,
+        message: impl Into<Parts>,
         token: u64,
     ) -> Result<(), Refused> {
         self.streams
-            .send(&peer, channel, bytes, token)
+            .send(&peer, channel, message.into(), token)
             .map_err(|error| match error {
                 SendError::NotConnected => Refused::NotConnected,
                 SendError::Full => Refused::Full,

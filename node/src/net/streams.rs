@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use kith_object::id::DeviceId;
+use kith_protocol::exchange::Parts;
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::core::{ConnectedPoint, Endpoint};
@@ -35,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::debug;
 
 use super::event::{NetEvent, Outbox, OwnerGone};
-use super::frame::{FrameError, MESSAGE_BYTES_MAX, PREFIX_BYTES_MAX, put_prefix, read_prefix};
+use super::frame::{FrameError, MESSAGE_BYTES_MAX, put_prefix, read_prefix};
 use super::{Channel, device_of, is_tcp};
 
 /// Open streams a device may have towards us on one connection. An honest one needs two; each may hold 256 KiB unread in the muxer.
@@ -48,7 +49,7 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 const LANE_MESSAGES_MAX: usize = 4096;
 /// Bytes that wait to be written on one channel to one device.
 const LANE_BYTES_MAX: usize = 16 << 20;
-/// Small messages that wait together are written together, up to about this much; of a larger one this much is copied behind its prefix.
+/// Small messages, and small parts of large ones, are written together up to this much, which is what the muxer puts into one frame.
 const BATCH_BYTES: usize = 16 << 10;
 /// Time to open and negotiate a stream.
 const OPEN_WAIT: Duration = Duration::from_secs(10);
@@ -159,7 +160,7 @@ struct Lane {
 
 #[derive(Debug)]
 struct Outgoing {
-    bytes: Bytes,
+    message: Parts,
     token: u64,
 }
 
@@ -174,10 +175,10 @@ impl Shared {
         self: &Arc<Self>,
         device: &DeviceId,
         channel: Channel,
-        bytes: Bytes,
+        message: Parts,
         token: u64,
     ) -> Result<(), SendError> {
-        let len = bytes.len();
+        let len = message.len_bytes();
         if len == 0 || len > MESSAGE_BYTES_MAX {
             return Err(SendError::TooLong);
         }
@@ -206,7 +207,7 @@ impl Shared {
         }
         // Counted first: the pump may be done with it before this function is.
         lane.bytes.fetch_add(len, Ordering::Relaxed);
-        if lane.queue.try_send(Outgoing { bytes, token }).is_err() {
+        if lane.queue.try_send(Outgoing { message, token }).is_err() {
             lane.bytes.fetch_sub(len, Ordering::Relaxed);
             return Err(SendError::Full);
         }
@@ -336,12 +337,12 @@ impl Pump {
             if self.peer.is_closed() {
                 return;
             }
-            let mut len = first.bytes.len();
+            let mut len = first.message.len_bytes();
             batch.push(first);
             while len < BATCH_BYTES
                 && let Ok(next) = messages.try_recv()
             {
-                len += next.bytes.len();
+                len += next.message.len_bytes();
                 batch.push(next);
             }
             let written = self.write_or_retry(&batch).await;
@@ -383,7 +384,7 @@ impl Pump {
     }
 
     async fn report(&mut self, message: Outgoing, written: bool) -> Result<(), OwnerGone> {
-        let len = message.bytes.len();
+        let len = message.message.len_bytes();
         self.waiting.fetch_sub(len, Ordering::Relaxed);
         let (peer, channel, token) = (self.peer.device, self.channel, message.token);
         let event = if written {
@@ -410,7 +411,7 @@ impl Pump {
     }
 }
 
-/// Writes messages, each behind its prefix. Little is copied: of a long message only what shares a packet with the prefix.
+/// Writes messages, each behind its prefix. Little is copied: of a long part only what shares a frame with what stands before it.
 async fn write(
     stream: &mut Stream,
     channel: Channel,
@@ -419,17 +420,16 @@ async fn write(
 ) -> io::Result<()> {
     scratch.clear();
     for message in batch {
-        put_prefix(channel, message.bytes.len(), scratch);
-        let copied = message
-            .bytes
-            .len()
-            .min((BATCH_BYTES + PREFIX_BYTES_MAX).saturating_sub(scratch.len()));
-        let (head, rest) = message.bytes.split_at(copied);
-        scratch.extend_from_slice(head);
-        if !rest.is_empty() {
-            stream.write_all(scratch).await?;
-            scratch.clear();
-            stream.write_all(rest).await?;
+        put_prefix(channel, message.message.len_bytes(), scratch);
+        for part in message.message.iter() {
+            let copied = part.len().min(BATCH_BYTES.saturating_sub(scratch.len()));
+            let (head, rest) = part.split_at(copied);
+            scratch.extend_from_slice(head);
+            if !rest.is_empty() {
+                stream.write_all(scratch).await?;
+                scratch.clear();
+                stream.write_all(rest).await?;
+            }
         }
     }
     stream.write_all(scratch).await?;

@@ -174,7 +174,7 @@ async fn messages_go_both_ways(addr: fn(&Node) -> Multiaddr) {
             .await;
         }
     }
-    let too_long = vec![0; MESSAGE_BYTES_MAX + 1].into();
+    let too_long = Bytes::from(vec![0; MESSAGE_BYTES_MAX + 1]);
     assert_eq!(
         a.handle.send(b.device(), Channel::Sync, too_long, 0),
         Err(Refused::TooLong)

@@ -423,14 +423,14 @@ impl Driver {
             Effect::Send {
                 peer,
                 channel,
-                bytes,
+                message,
             } => {
-                let len = bytes.len();
+                let len = message.len_bytes();
                 if channel == Channel::Bitswap {
                     self.count(peer, 0, len as u64);
                 }
                 let Some(net) = &self.net else { return };
-                if let Err(refused) = net.send(peer, from_core(channel), bytes, 0) {
+                if let Err(refused) = net.send(peer, from_core(channel), message, 0) {
                     tracing::debug!(%peer, %refused, "message not taken");
                     // As lost as on a broken connection: the machines ask again.
                     self.device

@@ -225,8 +225,9 @@ impl Mesh {
             Effect::Send {
                 peer,
                 channel,
-                bytes,
+                message,
             } => {
+                let bytes = message.into_bytes();
                 let len = bytes.len();
                 self.handle(place, Input::Flushed { peer, channel, len });
                 let to = self.place(&peer);
