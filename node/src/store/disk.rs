@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use kith_object::disk::{Disk, is_name};
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 /// Open files kept: enough for the packs that are read at once, far below the usual limit of 1,024.
@@ -261,16 +262,20 @@ impl Disk for RealDisk {
         if offset.saturating_add(len as u64) > i64::MAX as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut bytes = vec![0; len];
-        open.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|error| {
-                if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
-                    io::Error::new(io::ErrorKind::InvalidData, error)
-                } else {
-                    error
+        // Into room that need not be zeroed first; the allocator may have given a little more of it.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&open.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::IO) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, Errno::IO));
                 }
-            })?;
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        bytes.truncate(len);
         Ok(bytes)
     }
 
