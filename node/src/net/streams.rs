@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt};
+use kith_object::buffer::Buffers;
 use kith_object::id::DeviceId;
 use kith_protocol::exchange::Parts;
 use libp2p::core::transport::PortUse;
@@ -43,6 +43,8 @@ use super::{Channel, device_of, is_tcp};
 const INBOUND_STREAMS_MAX: usize = 64;
 /// Bytes of unfinished messages a device may have us hold: two of the largest, so that one is read while the other waits for the owner.
 const INBOUND_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
+/// Bytes of buffers kept for messages to come, of all devices together: those of a few dozen blocks.
+const READ_IDLE_BYTES_MAX: usize = 8 << 20;
 /// Silence inside a message after which the sender is cut off.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Messages that wait to be written on one channel to one device.
@@ -105,6 +107,8 @@ pub(super) struct Shared {
     /// At most one for each incoming stream, and those are counted; else the owner's word.
     faults: mpsc::UnboundedSender<(DeviceId, Fault)>,
     pub(super) counters: Counters,
+    /// For messages that come.
+    buffers: Buffers,
     /// Incoming messages whose stream breaks behind the prefix.
     #[cfg(test)]
     pub(super) breaks: AtomicUsize,
@@ -487,7 +491,7 @@ async fn read_messages(
         // Before the buffer exists: this device's share of memory.
         let count = u32::try_from(len).expect("checked against MESSAGE_BYTES_MAX");
         let _share = peer.inbound.acquire_many(count).await.map_err(|_| None)?;
-        let mut buffer = vec![0; len];
+        let mut buffer = shared.buffers.lend(len);
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..)
             && !rest.is_empty()
@@ -505,7 +509,7 @@ async fn read_messages(
         let event = NetEvent::Received {
             peer: peer.device,
             channel,
-            bytes: Bytes::from(buffer),
+            bytes: buffer.freeze(),
         };
         shared
             .tell(peer, event, len)
@@ -568,6 +572,7 @@ impl Streams {
             runtime,
             faults: fault_sender,
             counters: Counters::default(),
+            buffers: Buffers::new(READ_IDLE_BYTES_MAX),
             #[cfg(test)]
             breaks: AtomicUsize::new(0),
         });

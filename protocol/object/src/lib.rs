@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod buffer;
 pub mod chunk;
 pub mod disk;
 pub mod id;

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce, Tag};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
+use crate::buffer::{Buffer, Buffers};
 use crate::id::Cid;
 use crate::key::Secret;
 
@@ -40,6 +42,9 @@ const PROBE_BYTES: usize = 4096;
 const PROBE_STRETCHES: usize = 16;
 /// Contexts kept for the next block; more threads than this at once make their own.
 const CONTEXTS_MAX: usize = 8;
+
+/// Bytes of buffers for opened blocks that an opener keeps for the next: a few blocks' worth, as they are written out soon.
+const PLAIN_IDLE_BYTES_MAX: usize = 4 << 20;
 
 /// What a block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -256,6 +261,7 @@ pub struct Opener(Arc<OpenerParts>);
 struct OpenerParts {
     secrets: Vec<Secret>,
     unpackers: Pool<Decompressor<'static>>,
+    plain: Buffers,
 }
 
 impl Opener {
@@ -264,6 +270,7 @@ impl Opener {
         Self(Arc::new(OpenerParts {
             secrets,
             unpackers: Pool::new(),
+            plain: Buffers::new(PLAIN_IDLE_BYTES_MAX),
         }))
     }
 
@@ -302,10 +309,16 @@ impl Opener {
         let (sealed, tag) = block
             .split_last_chunk::<TAG_BYTES>()
             .ok_or_else(|| malformed("its length is none of a block"))?;
-        let mut plain = sealed.to_vec();
-        let (suite, text) = plain.split_at_mut(1);
+        // Into another buffer: somebody else may still read the block.
+        let mut plain = self.0.plain.lend(sealed.len());
+        let ((suite, sealed), (first, text)) = sealed
+            .split_first()
+            .zip(plain.split_first_mut())
+            .expect("both are as long as a block without its tag");
+        *first = *suite;
+        let texts = InOutBuf::new(sealed, text).expect("both are of one length");
         key.cipher()
-            .decrypt_inout_detached(&Nonce::default(), suite, text.into(), &Tag::from(*tag))
+            .decrypt_inout_detached(&Nonce::default(), &[*suite], texts, &Tag::from(*tag))
             .map_err(|_| OpenError::NotAuthentic { cid: *cid })?;
         // Nothing is believed before this: whoever lacks the secret cannot have made what is parsed below.
         if !self
@@ -326,7 +339,7 @@ impl Opener {
     }
 
     /// Reads suite and plaintext.
-    fn parse(&self, plain: Vec<u8>) -> Result<(Kind, Bytes), &'static str> {
+    fn parse(&self, plain: Buffer) -> Result<(Kind, Bytes), &'static str> {
         let Some(([_suite, kind, codec, length @ ..], rest)) =
             plain.split_first_chunk::<{ 1 + HEADER_BYTES }>()
         else {
@@ -345,7 +358,7 @@ impl Opener {
         match codec {
             0 => {
                 let start = 1 + HEADER_BYTES;
-                Ok((kind, Bytes::from(plain).slice(start..start + length)))
+                Ok((kind, plain.freeze().slice(start..start + length)))
             }
             1 if kind == Kind::Manifest => Err("a manifest is never packed"),
             1 => Ok((kind, self.unpack(data)?.into())),
