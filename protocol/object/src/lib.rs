@@ -13,6 +13,7 @@
 
 pub mod buffer;
 pub mod chunk;
+mod cipher;
 pub mod disk;
 pub mod id;
 pub mod index;

@@ -4,15 +4,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use chacha20poly1305::aead::AeadInOut;
-use chacha20poly1305::aead::inout::InOutBuf;
-use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce, Tag};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
 use crate::buffer::{Buffer, Buffers};
+use crate::cipher::{Cipher, TAG_BYTES};
 use crate::id::Cid;
 use crate::key::Secret;
 
@@ -31,7 +29,6 @@ pub const BLOCK_BYTES_MIN: usize = 1 + HEADER_BYTES + TAG_BYTES;
 const PLAIN_BYTES_MAX: usize = 1 << 20;
 /// Kind, codec, length.
 const HEADER_BYTES: usize = 6;
-const TAG_BYTES: usize = 16;
 /// Of the suite. Level 3 stores 4-6 % less of programs and source text, and takes 1.3-1.6 times as long.
 const ZSTD_LEVEL: i32 = 1;
 /// Shorter data is stored as it is: a frame's own bytes and the padding eat what it would save.
@@ -95,8 +92,8 @@ impl BlockKey {
         &self.0
     }
 
-    fn cipher(&self) -> ChaCha20Poly1305 {
-        ChaCha20Poly1305::new(&Key::from(self.0))
+    fn cipher(&self) -> Cipher {
+        Cipher::new(&self.0)
     }
 }
 
@@ -183,11 +180,10 @@ impl Sealer {
 /// Turns suite and padded plaintext, with room for the tag, into the block.
 fn encrypt(dedup: &Secret, mut block: Vec<u8>) -> SealedBlock {
     let key = block_key(dedup, &block);
-    let (suite, plain) = block.split_at_mut(1);
-    let tag = key
-        .cipher()
-        .encrypt_inout_detached(&Nonce::default(), suite, plain.into())
-        .expect("a block is far below the cipher's limit of 256 GiB");
+    let (suite, plain) = block
+        .split_first_mut()
+        .expect("the suite stands before the plaintext");
+    let tag = key.cipher().seal(*suite, plain);
     block.extend_from_slice(&tag);
     SealedBlock {
         cid: Cid::of_block(&block),
@@ -316,10 +312,9 @@ impl Opener {
             .zip(plain.split_first_mut())
             .expect("both are as long as a block without its tag");
         *first = *suite;
-        let texts = InOutBuf::new(sealed, text).expect("both are of one length");
-        key.cipher()
-            .decrypt_inout_detached(&Nonce::default(), &[*suite], texts, &Tag::from(*tag))
-            .map_err(|_| OpenError::NotAuthentic { cid: *cid })?;
+        if !key.cipher().open(*suite, sealed, tag, text) {
+            return Err(OpenError::NotAuthentic { cid: *cid });
+        }
         // Nothing is believed before this: whoever lacks the secret cannot have made what is parsed below.
         if !self
             .0
@@ -726,15 +721,11 @@ mod tests {
     fn good(name: &str, kind: Kind, data: &[u8]) -> Value {
         let block = Sealer::new(&secret(1)).seal(kind, data);
         let codec = open(&block).map(|_| {
-            let mut plain = block.bytes[..block.bytes.len() - TAG_BYTES].to_vec();
-            let tag = Tag::try_from(&block.bytes[block.bytes.len() - TAG_BYTES..]).unwrap();
-            let (suite, text) = plain.split_at_mut(1);
-            block
-                .key
-                .cipher()
-                .decrypt_inout_detached(&Nonce::default(), suite, text.into(), &tag)
-                .unwrap();
-            plain[2]
+            let (sealed, tag) = block.bytes.split_last_chunk::<TAG_BYTES>().unwrap();
+            let mut plain = vec![0; sealed.len() - 1];
+            let cipher = block.key.cipher();
+            assert!(cipher.open(sealed[0], &sealed[1..], tag, &mut plain));
+            plain[1]
         });
         json!({
             "name": name, "expect": "ok", "secrets": [hex(&[1; 32])], "kind": kind as u8, "codec": codec.unwrap(), "data": hex(data),
