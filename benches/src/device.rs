@@ -111,22 +111,30 @@ impl Served {
     /// # Errors
     /// If the system does not tell.
     pub fn cpu(&self) -> io::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.daemon.id()))?;
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |at: usize| {
-            fields
-                .get(at)
-                .and_then(|field| field.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        // Linux counts these in hundredths of a second.
-        Ok(Duration::from_millis((ticks(11) + ticks(12)) * 10))
+        cpu_of(&self.daemon.id().to_string())
     }
+}
+
+/// CPU time a process took so far; `self` is this one.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn cpu_of(process: &str) -> io::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    // Linux counts these in hundredths of a second.
+    Ok(Duration::from_millis((ticks(11) + ticks(12)) * 10))
 }
 
 /// What a put and a get came to.
@@ -140,8 +148,10 @@ pub struct Transfer {
     pub holder_memory: u64,
     /// Most memory of the device that got.
     pub getter_memory: u64,
-    /// CPU time of both daemons.
-    pub cpu: Duration,
+    /// CPU time of the put, in the daemon that took it.
+    pub put_cpu: Duration,
+    /// CPU time of the get, in both daemons.
+    pub get_cpu: Duration,
     /// Bytes of packs per byte put.
     pub disk_ratio: f64,
 }
@@ -181,14 +191,14 @@ pub fn transfer(program: &Path, folder: &Path, len: usize) -> io::Result<Transfe
         return Err(io::Error::other("the second device did not join"));
     }
     let second = Served::start(program, &other)?;
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), first.cpu()?);
     let put = first.run(&["put", &file.to_string_lossy(), "--to", "/file"])?;
-    let put_took = began.elapsed();
+    let (put_took, put_cpu) = (began.elapsed(), first.cpu()? - cpu);
     let cid = put["cid"].as_str().unwrap_or_default().to_owned();
     let got = folder.join("got");
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), first.cpu()? + second.cpu()?);
     second.run(&["get", &cid, "--wait", "--output", &got.to_string_lossy()])?;
-    let get_took = began.elapsed();
+    let (get_took, get_cpu) = (began.elapsed(), first.cpu()? + second.cpu()? - cpu);
     if std::fs::read(&file)? != std::fs::read(&got)? {
         return Err(io::Error::other("what was got differs from what was put"));
     }
@@ -200,7 +210,8 @@ pub fn transfer(program: &Path, folder: &Path, len: usize) -> io::Result<Transfe
         get: get_took,
         holder_memory: first.peak_memory()?,
         getter_memory: second.peak_memory()?,
-        cpu: first.cpu()? + second.cpu()?,
+        put_cpu,
+        get_cpu,
         disk_ratio,
     })
 }
