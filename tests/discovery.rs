@@ -174,10 +174,12 @@ fn nobody_found_says_what_was_tried() {
 fn is_listening(device: &Kith) -> bool {
     let proc = format!("/proc/{}/net", device.pid());
     let read = |name: &str| std::fs::read_to_string(format!("{proc}/{name}")).unwrap();
-    let joined = read("igmp").contains(GROUP_JOINED);
-    let bound = read("udp").contains(":14E9 ");
-    assert_eq!(joined, bound, "socket and group go together");
-    joined
+    // Two files are read one after the other, and it may be in the middle of it.
+    wait_until("socket and group go together", || {
+        let joined = read("igmp").contains(GROUP_JOINED);
+        let bound = read("udp").contains(":14E9 ");
+        (joined == bound).then_some(joined)
+    })
 }
 
 #[test]
