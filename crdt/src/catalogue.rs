@@ -22,15 +22,15 @@ const RETENTION: u16 = 7;
 pub enum CatalogueRecord {
     /// A pack was closed.
     Born(Born),
-    /// A pack may go once others stand for it.
+    /// A pack may go once others stand for it. Written by no device yet.
     Retired(Retired),
-    /// The author misses nothing that a retirement leaves out.
+    /// The author misses nothing that a retirement leaves out. Written by no device yet.
     Seen(EntryId),
     /// A generation ends. Written by no device yet.
     Fixed(Fixed),
     /// Payload parts that may be dropped. Written by no device yet.
     Erased(Vec<(EntryId, u16)>),
-    /// Which versions keep their content, from now on.
+    /// Which versions keep their content, from now on. Written by no device yet.
     Retention(Retention),
     /// A type this program does not know; kept and ignored.
     Unknown,

@@ -19,10 +19,10 @@ use crate::store::DiskStore;
 use kith_object::pack::Class;
 use kith_object::store::{StoreError, Verified};
 
-/// Blocks asked for ahead of the reader: at the usual sizes some 16 MiB under way.
-const WINDOW_BLOCKS: usize = 128;
-/// Blocks taken in before more are asked for, so that the wire does not run dry meanwhile.
-const BATCH_BLOCKS: usize = 8;
+/// Blocks asked for ahead of the reader: at the usual sizes some 20 MiB under way. More measured slower.
+const WINDOW_BLOCKS: usize = 160;
+/// Blocks taken in before more are asked for: many, so that threads wake one another less; not so many that the wire runs dry.
+const BATCH_BLOCKS: usize = 24;
 /// How long a read goes on hoping once every device within reach said it has not got a block: others may be connecting just now.
 const HOPE: Duration = Duration::from_secs(3);
 /// How often a waiting read looks whether it was cancelled.
@@ -106,22 +106,23 @@ impl Tally {
     }
 }
 
-/// Blocks fetched that may wait to be written to the store.
-const KEEP_MAX: usize = 64;
+/// Batches of blocks fetched that may wait to be written to the store.
+const KEEP_MAX: usize = 8;
 
 /// Writes fetched blocks into the store beside the thread that reads the object.
 pub(crate) struct Keeper {
-    queue: std::sync::Mutex<Option<SyncSender<(Cid, Bytes)>>>,
+    queue: std::sync::Mutex<Option<SyncSender<Vec<(Cid, Bytes)>>>>,
     worker: std::sync::Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
 }
 
 impl Keeper {
     pub(crate) fn start(store: Arc<DiskStore>, asker: Asker) -> Arc<Self> {
-        let (queue, blocks) = sync_channel::<(Cid, Bytes)>(KEEP_MAX);
+        let (queue, blocks) = sync_channel::<Vec<(Cid, Bytes)>>(KEEP_MAX);
         let worker = std::thread::spawn(move || {
             while let Ok(first) = blocks.recv() {
                 let mut stored = Vec::new();
-                for (cid, block) in std::iter::once(first).chain(blocks.try_iter().take(KEEP_MAX)) {
+                let more = blocks.try_iter().take(KEEP_MAX);
+                for (cid, block) in std::iter::once(first).chain(more).flatten() {
                     store.put_verified(Class::Bulk, Verified::computed(cid, &block))?;
                     stored.push(cid);
                 }
@@ -135,14 +136,17 @@ impl Keeper {
         })
     }
 
-    /// Hands a block over; waits while many are before it.
-    fn keep(&self, cid: Cid, block: Bytes) -> Result<(), ReadError> {
+    /// Hands blocks over; waits while many are before them. One by one, each would wake the worker.
+    fn keep(&self, blocks: Vec<(Cid, Bytes)>) -> Result<(), ReadError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
         let queue = self
             .queue
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        match queue.map(|queue| queue.send((cid, block)).is_ok()) {
+        match queue.map(|queue| queue.send(blocks).is_ok()) {
             Some(true) => Ok(()),
             // The worker has ended, which it does before its time only if the store refused.
             _ => Err(self.finish().err().unwrap_or(ReadError::Cancelled)),
@@ -286,6 +290,7 @@ impl Source {
         };
         let more = fetching.arrivals.try_iter().take(BATCH_BLOCKS);
         let batch: Vec<Arrival> = first.into_iter().chain(more).collect();
+        let mut came = Vec::new();
         for arrival in batch {
             match arrival {
                 Arrival::Block { cid, block, from } => {
@@ -294,10 +299,7 @@ impl Source {
                     }
                     fetching.came(&cid);
                     self.tally.came(from, block.len());
-                    self.keeper.keep(cid, block.clone())?;
-                    reader
-                        .feed_verified(&cid, &block)
-                        .map_err(ReadError::Open)?;
+                    came.push((cid, block));
                 }
                 // Read from the disk on the next round.
                 Arrival::Held { cid } => {
@@ -312,6 +314,10 @@ impl Source {
                     }
                 }
             }
+        }
+        self.keeper.keep(came.clone())?;
+        for (cid, block) in &came {
+            reader.feed_verified(cid, block).map_err(ReadError::Open)?;
         }
         let over = fetching.hope.is_some_and(|until| until <= Instant::now());
         match fetching.lacking.first() {
