@@ -1768,11 +1768,219 @@ def check_epoch(vector):
         refuse_if(hpke_ephemeral(material) != sealed[:32], "is not the one that its part makes")
 
 
+# --- car.md, backup.md ----------------------------------------------------------------------------------------------------------------------
+
+CAR_HEADER_MAX, CAR_SECTION_MAX, CAR_TRIES = 1 << 20, 8 << 20, 1024
+CAR_PRAGMA = bytes.fromhex("0aa16776657273696f6e02")
+
+
+def leb_at(data, place):
+    """A varint at that place, in its shortest form and at most nine bytes long: (number, place behind it), or nothing."""
+    value = 0
+    for count in range(9):
+        if place + count >= len(data):
+            return None
+        byte = data[place + count]
+        value |= (byte & 127) << 7 * count
+        if byte < 128:
+            return (value, place + count + 1) if byte or not count else None
+    return None
+
+
+class Cbor:
+    """DAG-CBOR in its one form."""
+
+    def __init__(self, data, word):
+        self.reader, self.word = Reader(data, word), word
+
+    def head(self, major):
+        first = self.reader.take(1)[0]
+        refuse_if(first >> 5 != major, self.word)
+        low = first & 31
+        if low < 24:
+            return low
+        refuse_if(low > 27, self.word)
+        size = 1 << low - 24
+        value = int.from_bytes(self.reader.take(size), "big")
+        refuse_if(value < (24, 1 << 8, 1 << 16, 1 << 32)[low - 24], self.word)
+        return value
+
+    def bytes(self, major=2):
+        return self.reader.take(self.head(major))
+
+    def key(self, name):
+        refuse_if(self.bytes(3) != name, self.word)
+
+    def link(self):
+        refuse_if(self.head(6) != 42, self.word)
+        cid = self.bytes()
+        refuse_if(cid[:1] != b"\0", self.word)
+        _cid_at(cid, 1, len(cid), self.word)
+        return cid[1:]
+
+    def links(self):
+        return [self.link() for _ in range(self.head(4))]
+
+    def end(self):
+        refuse_if(self.reader.left(), self.word)
+
+
+def _cid_at(data, place, end, word=None):
+    """The CID at that place: (CID, place behind it), or nothing. With a word, it has to fill all up to the end."""
+    found = None
+    if data[place:place + 2] == b"\x12\x20":
+        found = place + 34
+    else:
+        numbers, at = [], place
+        while len(numbers) < 4:
+            read = leb_at(data, at)
+            if not read:
+                break
+            numbers.append(read[0])
+            at = read[1]
+        if len(numbers) == 4 and numbers[0] == 1 and numbers[3] <= 64:
+            found = at + numbers[3]
+    if found is not None and (found > end or found - place > CID_MAX):
+        found = None
+    refuse_if(word and found != end, word)
+    return None if found is None else (data[place:found], found)
+
+
+def car_header(data):
+    """Roots, version, where the sections begin and end."""
+    version, place, end = 1, 0, None
+    if data.startswith(CAR_PRAGMA):
+        reader = Reader(data[11:], "header")
+        reader.take(16)
+        offset, size = reader.number(8), reader.number(8)
+        reader.take(8)
+        refuse_if(offset < 51 or offset + size >= 1 << 64, "header")
+        version, place, end = 2, offset, offset + size
+        data = data[:end]
+    read = leb_at(data, place)
+    refuse_if(not read or not 0 < read[0] <= CAR_HEADER_MAX or read[1] + read[0] > len(data), "header")
+    cbor = Cbor(data[read[1]:read[1] + read[0]], "header")
+    refuse_if(cbor.head(5) != 2, "header")
+    cbor.key(b"roots")
+    roots = cbor.links()
+    cbor.key(b"version")
+    refuse_if(cbor.head(0) != 1, "header")
+    cbor.end()
+    return roots, version, read[1] + read[0], end
+
+
+def car_section(data, place):
+    """("sound", CID, where the block begins, end), ("altered", end), or nothing."""
+    read = leb_at(data, place)
+    if not read or not 2 <= read[0] <= CAR_SECTION_MAX or read[1] + read[0] > len(data):
+        return None
+    end = read[1] + read[0]
+    found = _cid_at(data, read[1], end)
+    if not found:
+        return None
+    cid, begin = found
+    block = data[begin:end]
+    identity = cid[:1] == b"\1" and cid[2:3] == b"\0"
+    sound = cid[4:] == block if identity else names_block(cid, block)
+    return ("sound", cid, begin, end) if sound else ("altered", end)
+
+
+def car_likely(data, place):
+    read = leb_at(data, place)
+    if not read or not 34 <= read[0] <= CAR_SECTION_MAX or read[1] + 4 > len(data):
+        return False
+    head = data[read[1]:read[1] + 4]
+    return head[:2] == b"\x12\x20" or head[0] == 1 and head[1] in (0x55, 0x70, 0x71) and head[2] in (0x1E, 0x12) and head[3] == 0x20
+
+
+def read_car(data):
+    """`car.md`, "What is read": roots, version, blocks, damaged places."""
+    roots, version, place, stated = car_header(data)
+    whole = data if stated is None else data[:stated]
+    blocks, damaged, tries = [], [], 0
+    while place < len(whole):
+        section = car_section(whole, place)
+        if section and section[0] == "sound":
+            blocks.append((section[1], section[2], section[3] - section[2]))
+            place = section[3]
+            continue
+        if section:
+            end = section[1]
+            read = leb_at(whole, end)
+            follows = read and 2 <= read[0] <= CAR_SECTION_MAX and (whole[read[1]:read[1] + 2] == b"\x12\x20" or whole[read[1]:read[1] + 1] == b"\1")
+            if end == len(whole) or follows:
+                damaged.append([place, end])
+                place = end
+                continue
+        start, place = place, place + 1
+        while place < len(whole):
+            if car_likely(whole, place) and tries < CAR_TRIES:
+                section = car_section(whole, place)
+                if section and section[0] == "sound":
+                    break
+                tries += 1
+            place += 1
+        damaged.append([start, place])
+    if stated is not None and place < stated:
+        damaged.append([place, stated])
+    return roots, version, blocks, damaged
+
+
+def check_car(vector):
+    roots, version, blocks, damaged = read_car(bytes.fromhex(vector["car"]))
+    expect([root.hex() for root in roots], vector["roots"], "roots")
+    expect(version, vector["version"], "version")
+    found = [{"cid": cid.hex(), "offset": offset, "len": length} for cid, offset, length in blocks]
+    expect(found, vector["blocks"], "blocks")
+    expect(damaged, vector["damaged"], "damaged")
+
+
+NODE_CID = bytes.fromhex("01711e20")
+
+
+def check_backup(vector):
+    if "list" in vector:
+        cbor = Cbor(bytes.fromhex(vector["list"]), "refused")
+        links = cbor.links()
+        cbor.end()
+        refuse_if(not 1 <= len(links) <= 8192 or any(link[:4] != OURS for link in links), "refused")
+        expect([link.hex() for link in links], vector["cids"], "links")
+        return
+    record = bytes.fromhex(vector["record"])
+    cbor = Cbor(record, "refused")
+    refuse_if(cbor.head(5) != 6, "refused")
+    cbor.key(b"kith")
+    refuse_if(cbor.head(0) != 1, "refused")
+    cbor.key(b"epoch")
+    epoch = cbor.bytes()
+    cbor.key(b"space")
+    space = cbor.bytes()
+    cbor.key(b"blocks")
+    blocks = cbor.links()
+    cbor.key(b"sealed")
+    sealed = cbor.bytes()
+    cbor.key(b"entries")
+    entries = cbor.links()
+    cbor.end()
+    lists = blocks + entries
+    refuse_if(len(space) != 32 or (len(epoch), len(sealed)) not in ((0, 0), (32, 112)) or any(cid[:4] != NODE_CID for cid in lists), "refused")
+    expect((NODE_CID + blake3(record)).hex(), vector["cid"], "CID")
+    expect([cid.hex() for cid in blocks], vector["blocks"], "blocks")
+    expect([cid.hex() for cid in entries], vector["entries"], "entries")
+    expect(space.hex(), vector["space"], "space")
+    if sealed:
+        expect(epoch.hex(), vector["epoch"], "epoch")
+        key = derive("kith backup 1", bytes.fromhex(vector["change_key"]))
+        link = xchacha20poly1305_open(key, sealed[:24], space + epoch, sealed[24:])
+        expect((link or b"").hex(), vector["link"], "link")
+
+
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------
 
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
-          "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch}
+          "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
+          "car": check_car, "backup": check_backup}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

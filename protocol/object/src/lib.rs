@@ -12,6 +12,8 @@
 )]
 
 pub mod buffer;
+pub mod backup;
+pub mod car;
 pub mod chunk;
 mod cipher;
 pub mod disk;

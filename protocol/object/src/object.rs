@@ -1,5 +1,7 @@
 //! Writes an object into blocks and reads it back, never holding more of it than a window.
 
+mod walk;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
@@ -11,6 +13,8 @@ use crate::chunk::Chunker;
 use crate::id::Cid;
 use crate::manifest::{ChunkRef, FANOUT, Manifest, ManifestBuilder, ManifestError};
 use crate::seal::{BlockKey, Kind, OpenError, Opened, Opener, SealedBlock, Sealer};
+
+pub use walk::{BlockWalk, Step};
 
 /// All that a member needs to find and read an object, whatever its size.
 ///
