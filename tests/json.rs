@@ -96,6 +96,9 @@ fn seen() -> Shapes {
         "-o",
         place.file("out").to_str().unwrap(),
     ]));
+    let car = place.file("all.car");
+    keep(&first.ok(["export", "--car", car.to_str().unwrap()]));
+    keep(&second.ok(["import", "--car", car.to_str().unwrap()]));
     keep(&second.ok(["devices"]));
     for device in [&first, &second] {
         keep(&device.ok(["status"]));

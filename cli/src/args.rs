@@ -47,6 +47,10 @@ pub(crate) enum Command {
     Get(GetArgs),
     /// Print a file, by CID or by path
     Cat(CatArgs),
+    /// Copy out of the store: the tree as plain files, or a backup as one CAR file
+    Export(ExportArgs),
+    /// Copy into the store: what is in a folder, or a CAR file
+    Import(ImportArgs),
     /// List a folder of the tree
     Ls(LsArgs),
     /// Make a folder in the tree
@@ -186,9 +190,69 @@ pub(crate) struct CatArgs {
     /// A CID, or a path in the tree; what begins with `/` is always a path
     #[arg(value_name = "CID|PATH")]
     pub(crate) what: OsString,
+    /// Begin at that byte; only what is needed from there is read, and fetched
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) offset: u64,
+    /// Print so many bytes at most [default: to the end]
+    #[arg(long, value_name = "N")]
+    pub(crate) length: Option<u64>,
     /// Wait for what no device within reach has now, instead of failing
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Without --car the folder to make, with the tree in it; with --car what to export, by CID or by path [default: the whole space with its history]
+    #[arg(value_name = "DIR|CID|PATH", required_unless_present = "car")]
+    pub(crate) what: Option<OsString>,
+    /// Write one CAR file, sealed: the words, or a member, open it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) car: Option<PathBuf>,
+    /// Of the whole space, the files that the tree shows now and no older ones; their names keep their history
+    #[arg(long, requires = "car", conflicts_with = "what")]
+    pub(crate) current: bool,
+    /// Not sealed: plain UnixFS, for anybody and for IPFS [default: what the tree shows now]
+    #[arg(long, requires = "car", conflicts_with = "current")]
+    pub(crate) public: bool,
+    /// With --public: which CIDs the files get, those of `unixfs-v1-2025`, or the older ones of `unixfs-v0-2015`
+    #[arg(
+        long,
+        requires = "public",
+        default_value = "unixfs-v1-2025",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_parser = ["unixfs-v1-2025", "unixfs-v0-2015"]
+    )]
+    pub(crate) profile: String,
+    /// Overwrite what is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Wait for what no device within reach has now, instead of leaving it out
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The folder whose contents are stored
+    #[arg(value_name = "DIR", required_unless_present = "car", conflicts_with_all = ["car", "words", "name"])]
+    pub(crate) folder: Option<PathBuf>,
+    /// Take in a CAR file that `kith export` made
+    #[arg(long, value_name = "FILE")]
+    pub(crate) car: Option<PathBuf>,
+    /// The folder of the tree for what has no place in it yet [default: /]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) to: Option<OsString>,
+    /// The file is a plain one of UnixFS: each of its roots is stored, under its CID
+    #[arg(long, requires = "car", conflicts_with = "words")]
+    pub(crate) public: bool,
+    /// First make this machine a device of the mesh, by the 24 words and the file alone: typed at a prompt or read from standard input
+    #[arg(long, requires = "car")]
+    pub(crate) words: bool,
+    /// With --words: what to call this device [default: the machine's host name]
+    #[arg(long, requires = "words")]
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,9 @@
 //! One module per verb.
 
 mod device;
+mod export;
 mod get;
+mod import;
 mod init;
 mod join;
 mod pair;
@@ -41,6 +43,8 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Put(args) => put::run(&home, args, output).await,
         Command::Get(args) => get::run(&home, args, output).await,
         Command::Cat(args) => get::cat(&home, args, output).await,
+        Command::Export(args) => export::run(&home, args, output).await,
+        Command::Import(args) => import::run(&home, args, output).await,
         Command::Ls(args) => tree::ls(&home, args, output).await,
         Command::Mkdir(args) => tree::mkdir(&home, args, output).await,
         Command::Mv(args) => tree::mv(&home, args, output).await,

@@ -90,7 +90,9 @@ impl Output {
             bar.set_length(total);
         }
         bar.set_position(bytes);
-        bar.set_message(format!("{files} files"));
+        if files > 0 {
+            bar.set_message(format!("{files} files"));
+        }
     }
 
     /// As [`Output::progress`], for what is counted and not measured.

@@ -381,6 +381,12 @@ impl Replica {
             .collect()
     }
 
+    /// All entries that digests cover, parents first: what a copy of the whole space needs.
+    pub fn entries(&self) -> Vec<EntryId> {
+        let covered = self.nodes.iter().filter(|node| node.in_digest);
+        covered.map(|node| node.id).collect()
+    }
+
     /// All secrets that blocks may be sealed under, newest first; the first is the one to seal with.
     pub fn dedup_secrets(&self) -> Vec<Secret> {
         let mut list: Vec<Secret> = Vec::new();

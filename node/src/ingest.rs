@@ -180,6 +180,21 @@ impl Ingest {
         })
     }
 
+    /// Stores a symlink to that target.
+    pub(crate) fn symlink(&self, target: &[u8], mtime_ms: u64) -> io::Result<Stored> {
+        let link = self.bytes(target, Kind::Chunk)?;
+        self.progress.files.fetch_add(1, Ordering::Relaxed);
+        Ok(Stored {
+            kind: FileKind::Symlink,
+            size: link.size,
+            link,
+            files: 1,
+            mtime_ms,
+            mode: 0o777,
+            children: Vec::new(),
+        })
+    }
+
     fn walk(
         &self,
         path: &Path,
@@ -425,6 +440,16 @@ impl Ingest {
                 children.push((std::mem::take(&mut entry.name), stored));
             }
         }
+        self.folder(children, mode, mtime_ms)
+    }
+
+    /// Stores a folder of what was stored, by name, in order.
+    pub(crate) fn folder(
+        &self,
+        children: Vec<(Vec<u8>, Stored)>,
+        mode: u32,
+        mtime_ms: u64,
+    ) -> io::Result<Stored> {
         let listing: Vec<TreeEntry> = children
             .iter()
             .map(|(name, child)| TreeEntry {

@@ -9,6 +9,7 @@
     )
 )]
 
+pub mod backup;
 pub mod config;
 pub mod ingest;
 pub mod join;

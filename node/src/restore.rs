@@ -181,7 +181,7 @@ fn open_up(folder: &Path) {
     }
 }
 
-fn temporary_beside(dest: &Path) -> PathBuf {
+pub(crate) fn temporary_beside(dest: &Path) -> PathBuf {
     let mut rng = crate::config::fresh_rng();
     let suffix = data_encoding::HEXLOWER.encode(&rng.bytes::<8>());
     dest.with_file_name(format!(".kith-{suffix}.part"))

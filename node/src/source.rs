@@ -1,7 +1,10 @@
 //! Reads objects: from this disk, and what is missing from others, through a window that bounds memory whatever the object's size.
 
+mod blocks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +26,8 @@ use kith_object::store::{StoreError, Verified};
 const WINDOW_BLOCKS: usize = 160;
 /// Blocks taken in before more are asked for: many, so that threads wake one another less; not so many that the wire runs dry.
 const BATCH_BLOCKS: usize = 24;
+/// Blocks asked for ahead at first where only a range of a file is read: who reads on is read ahead for, twice as far each time.
+const FIRST_WINDOW_BLOCKS: usize = 4;
 /// How long a read goes on hoping once every device within reach said it has not got a block: others may be connecting just now.
 const HOPE: Duration = Duration::from_secs(3);
 /// How often a waiting read looks whether it was cancelled.
@@ -109,15 +114,18 @@ impl Tally {
 /// Batches of blocks fetched that may wait to be written to the store.
 const KEEP_MAX: usize = 8;
 
+/// Blocks that came together.
+type Fetched = Vec<(Cid, Bytes)>;
+
 /// Writes fetched blocks into the store beside the thread that reads the object.
 pub(crate) struct Keeper {
-    queue: std::sync::Mutex<Option<SyncSender<Vec<(Cid, Bytes)>>>>,
+    queue: std::sync::Mutex<Option<SyncSender<Fetched>>>,
     worker: std::sync::Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
 }
 
 impl Keeper {
     pub(crate) fn start(store: Arc<DiskStore>, asker: Asker) -> Arc<Self> {
-        let (queue, blocks) = sync_channel::<Vec<(Cid, Bytes)>>(KEEP_MAX);
+        let (queue, blocks) = sync_channel::<Fetched>(KEEP_MAX);
         let worker = std::thread::spawn(move || {
             while let Ok(first) = blocks.recv() {
                 let mut stored = Vec::new();
@@ -137,7 +145,7 @@ impl Keeper {
     }
 
     /// Hands blocks over; waits while many are before them. One by one, each would wake the worker.
-    fn keep(&self, blocks: Vec<(Cid, Bytes)>) -> Result<(), ReadError> {
+    fn keep(&self, blocks: Fetched) -> Result<(), ReadError> {
         if blocks.is_empty() {
             return Ok(());
         }
@@ -188,6 +196,12 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
+    /// What is hoped for in vain by now.
+    fn hopeless(&self) -> Option<Cid> {
+        let over = self.hope.is_some_and(|until| until <= Instant::now());
+        self.lacking.first().filter(|_| over).copied()
+    }
+
     fn came(&mut self, cid: &Cid) {
         self.lacking.remove(cid);
         self.hope = (!self.lacking.is_empty()).then(|| Instant::now() + HOPE);
@@ -212,16 +226,7 @@ impl Source {
         out: &mut dyn FnMut(Bytes) -> io::Result<()>,
     ) -> Result<Option<Kind>, ReadError> {
         let mut reader = ObjectReader::new(link.clone(), self.opener.clone());
-        let (to, arrivals) = channel();
-        let mut fetching = Fetching {
-            asker: &self.asker,
-            requests: Vec::new(),
-            wanted: BTreeSet::new(),
-            to,
-            arrivals,
-            lacking: BTreeSet::new(),
-            hope: None,
-        };
+        let mut fetching = self.fetching();
         loop {
             // What comes next is asked for before what is here is written out.
             let fed = self.ask(&mut reader, &mut fetching, WINDOW_BLOCKS)?;
@@ -234,6 +239,48 @@ impl Source {
             if !fed {
                 self.arrive(&mut reader, &mut fetching)?;
             }
+        }
+    }
+
+    /// Reads a range of a file in order, on the calling thread, and no block that is not needed for it. False, before anything was given out, if the
+    /// object turns out to be a listing.
+    pub(crate) fn read_file(
+        &self,
+        link: &ObjectLink,
+        range: Range<u64>,
+        out: &mut dyn FnMut(Bytes) -> io::Result<()>,
+    ) -> Result<bool, ReadError> {
+        let mut reader = ObjectReader::with_range(link.clone(), self.opener.clone(), range);
+        let mut fetching = self.fetching();
+        let mut ahead = FIRST_WINDOW_BLOCKS;
+        loop {
+            let fed = self.ask(&mut reader, &mut fetching, ahead)?;
+            if reader.leaf_kind() == Some(Kind::Tree) {
+                return Ok(false);
+            }
+            while let Some(data) = reader.next() {
+                ahead = WINDOW_BLOCKS.min(2 * ahead);
+                out(data).map_err(ReadError::Write)?;
+            }
+            if reader.done() {
+                return Ok(true);
+            }
+            if !fed {
+                self.arrive(&mut reader, &mut fetching)?;
+            }
+        }
+    }
+
+    fn fetching(&self) -> Fetching<'_> {
+        let (to, arrivals) = channel();
+        Fetching {
+            asker: &self.asker,
+            requests: Vec::new(),
+            wanted: BTreeSet::new(),
+            to,
+            arrivals,
+            lacking: BTreeSet::new(),
+            hope: None,
         }
     }
 
@@ -319,9 +366,8 @@ impl Source {
         for (cid, block) in &came {
             reader.feed_verified(cid, block).map_err(ReadError::Open)?;
         }
-        let over = fetching.hope.is_some_and(|until| until <= Instant::now());
-        match fetching.lacking.first() {
-            Some(cid) if over && !self.wait => Err(ReadError::Unreachable { cid: *cid }),
+        match fetching.hopeless() {
+            Some(cid) if !self.wait => Err(ReadError::Unreachable { cid }),
             _ => Ok(()),
         }
     }
@@ -348,16 +394,7 @@ impl Source {
     /// What the leaves of an object are, found by reading no more than its first leaf.
     pub(crate) fn first_kind(&self, link: &ObjectLink) -> Result<Option<Kind>, ReadError> {
         let mut reader = ObjectReader::new(link.clone(), self.opener.clone());
-        let (to, arrivals) = channel();
-        let mut fetching = Fetching {
-            asker: &self.asker,
-            requests: Vec::new(),
-            wanted: BTreeSet::new(),
-            to,
-            arrivals,
-            lacking: BTreeSet::new(),
-            hope: None,
-        };
+        let mut fetching = self.fetching();
         loop {
             if let Some(kind) = reader.leaf_kind() {
                 return Ok(Some(kind));

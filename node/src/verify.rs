@@ -372,6 +372,7 @@ mod tests {
         let request = Request::Put {
             sources: vec![Name(file.to_str().unwrap().as_bytes().to_vec())],
             to: None,
+            contents: false,
         };
         for request in [request, Request::Status] {
             let node = Node::open(home.clone()).await.unwrap();

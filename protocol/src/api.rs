@@ -102,6 +102,9 @@ pub enum Request {
         sources: Vec<Name>,
         /// Where in the tree; without it `/<basename>`. With several sources, or if it names a folder that exists, they go into it.
         to: Option<Name>,
+        /// The sources are folders, and what is in them is stored, not they themselves; it goes into `to`.
+        #[serde(default)]
+        contents: bool,
     },
     /// Stores the bytes that follow the request line, as one file.
     PutStream {
@@ -119,12 +122,42 @@ pub enum Request {
         /// Wait for what is not within reach yet instead of failing.
         wait: bool,
     },
-    /// Sends a file's bytes as [`Event::Data`].
+    /// Sends a file's bytes, or a range of them, as [`Event::Data`]. Only what the range needs is read, and fetched.
     Cat {
         /// A CID, or a path in the tree.
         what: What,
+        /// Where to begin; beyond the end there is nothing.
+        #[serde(default)]
+        offset: u64,
+        /// How many bytes at most; to the end if absent.
+        #[serde(default)]
+        length: Option<u64>,
         /// Wait for what is not within reach yet instead of failing.
         wait: bool,
+    },
+    /// Writes a CAR archive. Progress, then one [`Event::Exported`].
+    Export {
+        /// A CID, or a path in the tree; the whole space if absent.
+        what: Option<What>,
+        /// Absolute path of the file to make.
+        file: Name,
+        /// Of the whole space, only the objects that the tree shows now.
+        current: bool,
+        /// For anybody to read: plain, as UnixFS, under this profile. Without it sealed, for members and the words.
+        public: Option<String>,
+        /// Overwrite what is there.
+        force: bool,
+        /// Wait for what is not within reach yet instead of leaving it out.
+        wait: bool,
+    },
+    /// Takes in a CAR archive. Progress, an [`Event::Put`] for each thing named, then one [`Event::Imported`].
+    Import {
+        /// Absolute path of the file.
+        file: Name,
+        /// The folder of the tree that things go into which have no place there yet.
+        to: Name,
+        /// It is a plain one, of UnixFS.
+        public: bool,
     },
     /// Lists a folder, or shows one file. One [`Event::Entry`] each.
     Ls {
@@ -239,6 +272,34 @@ pub enum Event {
         files: u64,
         /// Bytes of blocks that came from each device for this.
         from: Vec<FromDevice>,
+    },
+    /// A CAR archive is written, and durable.
+    Exported {
+        /// The first root in it.
+        cid: String,
+        /// Where it is.
+        file: Name,
+        /// Its length.
+        size: u64,
+        /// Blocks of objects in it.
+        blocks: u64,
+        /// Entries in it; none in a public one.
+        entries: u64,
+    },
+    /// A CAR archive was taken in, and what was sound in it is durable.
+    Imported {
+        /// The file.
+        file: Name,
+        /// Blocks that were not here before.
+        blocks: u64,
+        /// Blocks that were.
+        known: u64,
+        /// Entries in it.
+        entries: u64,
+        /// Places at which the file is damaged or cut short.
+        damaged: u64,
+        /// Blocks and entries that it should hold, and that neither it nor this device has.
+        missing: u64,
     },
     /// Raw bytes follow this line.
     Data {

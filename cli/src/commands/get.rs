@@ -85,6 +85,8 @@ pub(crate) async fn cat(
 ) -> Result<(), CommandError> {
     let request = Request::Cat {
         what: what(&args.what),
+        offset: args.offset,
+        length: args.length,
         wait: args.wait,
     };
     let mut call = session::call(home, request, no_input()).await?;

@@ -51,7 +51,12 @@ pub(crate) async fn run(
         sources.push(Name(path.as_os_str().as_bytes().to_vec()));
     }
     let to = args.to.as_deref().map(tree_path);
-    store(home, Request::Put { sources, to }, no_input(), output).await
+    let request = Request::Put {
+        sources,
+        to,
+        contents: false,
+    };
+    store(home, request, no_input(), output).await
 }
 
 async fn store(

@@ -118,7 +118,8 @@ impl Replica {
         self.ring.holder(epoch).map(|part| &part.key)
     }
 
-    fn change_key(&self, epoch: &EpochId) -> Option<&Secret> {
+    /// The key that seals `names` in that epoch, if this device has it.
+    pub fn change_key(&self, epoch: &EpochId) -> Option<&Secret> {
         self.ring.member(epoch).map(|part| &part.change)
     }
 

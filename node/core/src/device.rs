@@ -163,6 +163,8 @@ pub enum Command {
     Admit(Newcomer),
     /// Take in entries that came through the door.
     Deliver(Vec<Bytes>),
+    /// Take in entries out of a backup: each is judged as one that another device sends, and those that do not count are passed over.
+    Gather(Vec<Bytes>),
     /// Remove a device.
     Remove(Removal),
     /// Say that packs were closed here.
@@ -776,6 +778,13 @@ impl Device {
                 self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
             }
             Command::Deliver(entries) => self.accept(&entries),
+            Command::Gather(entries) => {
+                let me = self.me;
+                for bytes in &entries {
+                    self.deliver(me, bytes);
+                }
+                Ok(())
+            }
         };
         match outcome {
             Ok(()) => self.hold(Waiting::Done(request)),

@@ -2,8 +2,10 @@
 
 mod describe;
 mod devices;
+mod export;
 pub(super) mod failure;
 mod get;
+mod import;
 mod put;
 mod tree;
 
@@ -36,7 +38,11 @@ impl Service for Node {
             match request {
                 Request::Status => self.status(&tell).await,
                 Request::Devices => self.devices(&tell).await,
-                Request::Put { sources, to } => self.put(sources, to, &tell).await,
+                Request::Put {
+                    sources,
+                    to,
+                    contents,
+                } => self.put(sources, to, contents, &tell).await,
                 Request::PutStream { to } => self.put_stream(to, input, &tell).await,
                 Request::Get {
                     what,
@@ -44,7 +50,32 @@ impl Service for Node {
                     force,
                     wait,
                 } => self.get(what, dest, force, wait, &tell).await,
-                Request::Cat { what, wait } => self.cat(what, wait, &tell).await,
+                Request::Cat {
+                    what,
+                    offset,
+                    length,
+                    wait,
+                } => {
+                    let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
+                    self.cat(what, offset..end, wait, &tell).await
+                }
+                Request::Export {
+                    what,
+                    file,
+                    current,
+                    public,
+                    force,
+                    wait,
+                } => {
+                    let how = export::How {
+                        current,
+                        public,
+                        force,
+                        wait,
+                    };
+                    self.export(what, file, how, &tell).await
+                }
+                Request::Import { file, to, public } => self.import(file, to, public, &tell).await,
                 Request::Ls { path } => self.ls(path, &tell).await,
                 Request::Mkdir { path, parents } => self.mkdir(path, parents).await,
                 Request::Mv { from, to } => self.mv(from, to).await,

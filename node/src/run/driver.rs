@@ -36,6 +36,10 @@ pub(crate) enum Ask {
         to: blocking::Sender<Arrival>,
     },
     CancelFetch(u64),
+    Entries {
+        ids: Vec<EntryId>,
+        answer: oneshot::Sender<Vec<(EntryId, Bytes)>>,
+    },
     /// The log could not be written: nothing can be acknowledged any more.
     LogFailed(Arc<str>),
     Stop,
@@ -103,6 +107,13 @@ impl Asker {
         seen.await.ok()
     }
 
+    /// Entries from the log; those not found are left out. `None` if the device is ending.
+    pub(crate) async fn entries(&self, ids: Vec<EntryId>) -> Option<Vec<(EntryId, Bytes)>> {
+        let (answer, read) = oneshot::channel();
+        let _ = self.asks.send(Ask::Entries { ids, answer });
+        read.await.ok()
+    }
+
     /// Feeds the machine.
     pub(crate) fn input(&self, input: Input) {
         let _ = self.asks.send(Ask::Input(input));
@@ -155,9 +166,17 @@ enum ToLog {
         entry: Bytes,
     },
     Load {
-        token: u64,
         ids: Vec<EntryId>,
+        to: LoadFor,
     },
+}
+
+/// Whom entries are read for.
+enum LoadFor {
+    /// The machine, which gave this token.
+    Machine(u64),
+    /// A call of this process.
+    Call(oneshot::Sender<Vec<(EntryId, Bytes)>>),
 }
 
 /// A queue for asks, before the driver exists.
@@ -271,6 +290,10 @@ impl Driver {
                     self.device.handle(now(), Input::CancelFetch { request });
                 }
             }
+            Ask::Entries { ids, answer } => {
+                let to = LoadFor::Call(answer);
+                let _ = self.to_log.send(ToLog::Load { ids, to });
+            }
             Ask::LogFailed(why) => {
                 tracing::error!(%why, "the log cannot be written");
                 for (_, answer) in std::mem::take(&mut self.commands) {
@@ -347,7 +370,8 @@ impl Driver {
                     let _ = self.to_log.send(ToLog::Append { number, id, entry });
                 }
                 Effect::LoadEntries { token, ids } => {
-                    let _ = self.to_log.send(ToLog::Load { token, ids });
+                    let to = LoadFor::Machine(token);
+                    let _ = self.to_log.send(ToLog::Load { ids, to });
                 }
                 Effect::LoadBlock { peer, cid, block } => {
                     if self.to_reader.try_send((peer, cid, block)).is_err() {
@@ -506,7 +530,7 @@ fn keep_log(
                     }
                     Err(error) => return fail_log(&error, asker),
                 },
-                ToLog::Load { token, ids } => loads.push((token, ids)),
+                ToLog::Load { ids, to } => loads.push((ids, to)),
             }
         }
         if let Some(last) = last {
@@ -515,7 +539,7 @@ fn keep_log(
             }
             asker.input(Input::Appended(last));
         }
-        for (token, ids) in loads {
+        for (ids, to) in loads {
             let read = |id: EntryId| {
                 let offset = offsets.get(&id)?;
                 match log.read(*offset) {
@@ -526,10 +550,12 @@ fn keep_log(
                     }
                 }
             };
-            asker.input(Input::LoadedEntries {
-                token,
-                entries: ids.into_iter().filter_map(read).collect(),
-            });
+            let entries = ids.into_iter().filter_map(read).collect();
+            match to {
+                LoadFor::Machine(token) => asker.input(Input::LoadedEntries { token, entries }),
+                // Who asked may have gone.
+                LoadFor::Call(answer) => drop(answer.send(entries)),
+            }
         }
     }
 }

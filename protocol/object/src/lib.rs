@@ -11,8 +11,8 @@
     )
 )]
 
-pub mod buffer;
 pub mod backup;
+pub mod buffer;
 pub mod car;
 pub mod chunk;
 mod cipher;

@@ -11,6 +11,7 @@ use kith_protocol::api::{Failure, FailureKind};
 
 use super::super::driver::CommandFailure;
 use super::shown;
+use crate::backup::ArchiveError;
 use crate::restore::RestoreError;
 use crate::source::ReadError;
 
@@ -89,6 +90,37 @@ pub(super) fn restore_failure(what: String, error: &RestoreError, online: bool) 
             Failure::new(FailureKind::Corrupt, what).because(error)
         }
         RestoreError::Write { .. } => Failure::new(FailureKind::Failed, what).because(error),
+    }
+}
+
+/// Why an archive was not written or read, for a person.
+pub(super) fn archive_failure(what: String, error: &ArchiveError, online: bool) -> Failure {
+    match error {
+        ArchiveError::Block(source) => read_failure(what, source, online),
+        ArchiveError::Store(source) => store_failure(what, source),
+        ArchiveError::Exists { .. } => Failure::new(FailureKind::Exists, what)
+            .because(error)
+            .hint("overwrite it with --force, or choose another name"),
+        ArchiveError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Failure::new(FailureKind::Full, what)
+                .because(error)
+                .hint("free some space there and try again")
+        }
+        ArchiveError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure::new(FailureKind::NotFound, what)
+                .because(error)
+                .hint("see whether the path is right")
+        }
+        ArchiveError::NoArchive { .. } => Failure::new(FailureKind::Usage, what)
+            .because(error)
+            .hint("give a file that `kith export --car` made"),
+        ArchiveError::NoRecord { .. } => Failure::new(FailureKind::Usage, what)
+            .because(error)
+            .hint("give a file that `kith export --car` made; read a plain archive of UnixFS files with --public"),
+        ArchiveError::Log => Failure::new(FailureKind::Corrupt, what)
+            .because(error)
+            .hint("start this device again: it looks over its log then, and asks others for what is lost"),
+        _ => Failure::new(FailureKind::Failed, what).because(error),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ const DATA_BYTES: usize = 1 << 20;
 
 impl Node {
     /// What is meant: a label for people, a name for the destination, and the item.
-    async fn find(
+    pub(super) async fn find(
         &self,
         what: &What,
         wait: bool,
@@ -91,7 +92,7 @@ impl Node {
         }
     }
 
-    async fn source(&self, wait: bool) -> Result<Source, Failure> {
+    pub(super) async fn source(&self, wait: bool) -> Result<Source, Failure> {
         let secrets = self.look(|device| device.replica().dedup_secrets()).await?;
         Ok(Source {
             store: self.store.clone(),
@@ -165,7 +166,13 @@ impl Node {
         .await
     }
 
-    pub(super) async fn cat(&self, what: What, wait: bool, tell: &Teller) -> Result<(), Failure> {
+    pub(super) async fn cat(
+        &self,
+        what: What,
+        range: Range<u64>,
+        wait: bool,
+        tell: &Teller,
+    ) -> Result<(), Failure> {
         let (label, item) = self.find(&what, wait, tell).await?;
         let what = || format!("print {label}");
         let link = match &item {
@@ -186,12 +193,8 @@ impl Node {
         let tally = source.tally.clone();
         let _cancel = CancelOnDrop(move || tally.cancelled.store(true, Ordering::Relaxed));
         let out = tell.clone();
-        let is_root = matches!(item, Item::Root { .. });
         let read = tokio::task::spawn_blocking(move || {
-            if is_root && source.first_kind(&link)? == Some(kith_object::seal::Kind::Tree) {
-                return Ok(false);
-            }
-            source.read(&link, &mut |data| {
+            source.read_file(&link, range, &mut |data| {
                 for part in data.chunks(DATA_BYTES) {
                     let part = data.slice_ref(part);
                     let event = Event::Data {
@@ -201,8 +204,7 @@ impl Node {
                         .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
                 }
                 Ok(())
-            })?;
-            Ok(true)
+            })
         });
         let read: Result<bool, ReadError> = read
             .await
@@ -220,7 +222,7 @@ impl Node {
 }
 
 /// What the tree shows at a path, with all below it.
-fn item_at(device: &Device, path: &TreePath) -> Result<Option<Item>, PathError> {
+pub(super) fn item_at(device: &Device, path: &TreePath) -> Result<Option<Item>, PathError> {
     let Some(node) = device.tree().resolve(path) else {
         return Ok(None);
     };

@@ -37,7 +37,7 @@ const PUT_TRIES: usize = 3;
 
 impl Node {
     /// What files are sealed with now; fails on a device that cannot write.
-    async fn ingest(&self) -> Result<(Ingest, Secret), Failure> {
+    pub(super) async fn ingest(&self) -> Result<(Ingest, Secret), Failure> {
         self.until(Device::is_settled).await?;
         let secret = self
             .look(|device| match device.replica().seal_state() {
@@ -76,7 +76,7 @@ impl Node {
     }
 
     /// Runs a blocking ingest and tells its progress; dropping the future cancels it.
-    async fn ingesting<T: Send + 'static>(
+    pub(super) async fn ingesting<T: Send + 'static>(
         &self,
         ingest: &Ingest,
         tell: &Teller,
@@ -104,10 +104,16 @@ impl Node {
         &self,
         sources: Vec<Name>,
         to: Option<Name>,
+        contents: bool,
         tell: &Teller,
     ) -> Result<(), Failure> {
         let to = to.as_ref().map(tree_path).transpose()?;
-        let several = sources.len() > 1;
+        let several = sources.len() > 1 || contents;
+        let sources = if contents {
+            contents_of(&sources)?
+        } else {
+            sources
+        };
         let mut partial = 0;
         for source in sources {
             let path = PathBuf::from(OsStr::from_bytes(&source.0));
@@ -265,7 +271,7 @@ impl Node {
     /// Makes blocks durable, then the names that lead to them: the acknowledgement rests on both.
     ///
     /// False if the keys have changed since the blocks were sealed; then nothing is named.
-    async fn name(
+    pub(super) async fn name(
         &self,
         target: &TreePath,
         stored: &Stored,
@@ -292,6 +298,21 @@ impl Node {
     }
 }
 
+/// What is in those folders, by name.
+fn contents_of(folders: &[Name]) -> Result<Vec<Name>, Failure> {
+    let mut sources = Vec::new();
+    for folder in folders {
+        let path = Path::new(OsStr::from_bytes(&folder.0));
+        let failed = |error: &io::Error| put_failure(path, error);
+        for entry in std::fs::read_dir(path).map_err(|error| failed(&error))? {
+            let path = entry.map_err(|error| failed(&error))?.path();
+            sources.push(Name(path.as_os_str().as_bytes().to_vec()));
+        }
+    }
+    sources.sort();
+    Ok(sources)
+}
+
 fn progress_event(progress: &Progress) -> Event {
     let total = progress.total.load(Ordering::Relaxed);
     Event::Progress {
@@ -302,7 +323,7 @@ fn progress_event(progress: &Progress) -> Event {
 }
 
 /// The changes that name what was stored: a folder, then all in it.
-fn changes_for(
+pub(super) fn changes_for(
     at: &TreePath,
     stored: &Stored,
     changes: &mut Vec<Change>,
