@@ -22,15 +22,15 @@ const RETENTION: u16 = 7;
 pub enum CatalogueRecord {
     /// A pack was closed.
     Born(Born),
-    /// A pack may go once others stand for it. Written by no device yet.
+    /// A pack may go once others stand for it.
     Retired(Retired),
-    /// The author misses nothing that a retirement leaves out. Written by no device yet.
-    Seen(EntryId),
+    /// The author misses nothing that a retirement leaves out.
+    Seen(Seen),
     /// A generation ends. Written by no device yet.
     Fixed(Fixed),
     /// Payload parts that may be dropped. Written by no device yet.
     Erased(Vec<(EntryId, u16)>),
-    /// Which versions keep their content, from now on. Written by no device yet.
+    /// Which versions keep their content, from now on.
     Retention(Retention),
     /// A type this program does not know; kept and ignored.
     Unknown,
@@ -60,6 +60,15 @@ pub struct Retired {
     pub basis: Vec<EntryId>,
     /// Blocks left out, by their BLAKE3 digest. Sorted.
     pub left_out: Vec<[u8; 32]>,
+}
+
+/// A keyed member has looked what it would miss.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The entry that retires or erases.
+    pub entry: EntryId,
+    /// It went through everything that is kept, not only through what the retirer did not know.
+    pub in_full: bool,
 }
 
 /// A generation of a document ends.
@@ -104,8 +113,9 @@ impl CatalogueRecord {
                 push_names(&mut body, retired.left_out.iter());
                 RETIRED
             }
-            Self::Seen(entry) => {
-                body.extend_from_slice(&entry.0);
+            Self::Seen(seen) => {
+                body.extend_from_slice(&seen.entry.0);
+                body.push(u8::from(seen.in_full));
                 SEEN
             }
             Self::Fixed(fixed) => {
@@ -158,7 +168,14 @@ impl CatalogueRecord {
                 basis: read_names(&mut reader, EntryId)?,
                 left_out: read_names(&mut reader, |digest| digest)?,
             }),
-            SEEN => Self::Seen(EntryId(reader.array()?)),
+            SEEN => Self::Seen(Seen {
+                entry: EntryId(reader.array()?),
+                in_full: match reader.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return None,
+                },
+            }),
             FIXED => {
                 let generation = reader.u32()?;
                 let frontier = read_names(&mut reader, EntryId)?;
@@ -218,7 +235,10 @@ mod tests {
                 basis: vec![id(1), id(2)],
                 left_out: vec![[9; 32]],
             }),
-            CatalogueRecord::Seen(id(7)),
+            CatalogueRecord::Seen(Seen {
+                entry: id(7),
+                in_full: true,
+            }),
             CatalogueRecord::Fixed(Fixed {
                 generation: 1,
                 frontier: vec![id(3)],

@@ -369,6 +369,36 @@ impl Replica {
             .collect()
     }
 
+    /// Entries of a document that count and are not among these or in their past; `None` if one of these is not here.
+    pub fn beyond(&self, document: DocumentKind, basis: &[EntryId]) -> Option<BTreeSet<EntryId>> {
+        let mut todo: Vec<u32> = Vec::with_capacity(basis.len());
+        for id in basis {
+            todo.push(*self.index.get(id)?);
+        }
+        let mut past = BTreeSet::new();
+        while let Some(at) = todo.pop() {
+            let Some(node) = self.node(at) else { continue };
+            if node.document == document && past.insert(node.id) {
+                todo.extend(node.previous);
+                todo.extend(node.dependencies.iter());
+            }
+        }
+        let here = self.nodes.iter();
+        let beyond = here
+            .filter(|node| node.document == document && node.counted && !past.contains(&node.id));
+        Some(beyond.map(|node| node.id).collect())
+    }
+
+    /// When each author last wrote an entry that counts, by its own stamps.
+    pub fn last_written(&self) -> BTreeMap<DeviceId, Hlc> {
+        let mut last = BTreeMap::new();
+        for node in self.nodes.iter().filter(|node| node.counted) {
+            let newest = last.entry(node.author).or_insert(node.hlc);
+            *newest = (*newest).max(node.hlc);
+        }
+        last
+    }
+
     /// The entries of `access` that digests cover, parents first: what a newcomer is sent, to judge all from genesis.
     pub fn access_entries(&self) -> Vec<EntryId> {
         let nodes = self

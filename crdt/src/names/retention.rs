@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kith_object::id::EntryId;
 use kith_object::object::ObjectLink;
 use kith_object::time::{Span, Time};
 use kith_object::tree::FileKind;
@@ -87,12 +88,24 @@ impl Tree {
     ///
     /// `now` is the device's clock; what is far past the newest stamp that counts is not believed.
     pub fn kept(&self, retention: &Retention, now: Time) -> Vec<Kept> {
+        self.kept_of(retention, now, &|_| true)
+    }
+
+    /// As [`Tree::kept`], of versions that these entries brought.
+    pub fn kept_of(
+        &self,
+        retention: &Retention,
+        now: Time,
+        is_wanted: &dyn Fn(&EntryId) -> bool,
+    ) -> Vec<Kept> {
         let now = self.believed(now);
         let mut kept: BTreeMap<([u8; 32], u64), Kept> = BTreeMap::new();
         for inode in self.rows.all_inodes() {
             for row in self.kept_rows(inode, retention, now) {
                 let version = self.rows.version(row);
-                if let Some(link) = self.rows.link_in(row) {
+                if let Some(link) = self.rows.link_in(row)
+                    && is_wanted(&self.rows.info(row).id.entry)
+                {
                     let is_listing = version.kind == FileKind::Folder;
                     let found = kept
                         .entry((link.digest, link.size))

@@ -114,6 +114,14 @@ impl Replica {
         })
     }
 
+    /// The records of an entry of `catalogue` that has its place here, for whoever did not keep them; `None` if it cannot be read.
+    pub fn catalogue_records(&self, entry: &Entry) -> Option<Vec<Vec<u8>>> {
+        let at = *self.index.get(&entry.id())?;
+        let is_catalogue = entry.header().document == DocumentKind::Catalogue;
+        let read = is_catalogue.then(|| self.try_read(at, entry))??;
+        (read.reading == Reading::Plain).then_some(read.records)
+    }
+
     fn holder_key(&self, epoch: &EpochId) -> Option<&Secret> {
         self.ring.holder(epoch).map(|part| &part.key)
     }

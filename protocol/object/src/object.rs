@@ -1,5 +1,6 @@
 //! Writes an object into blocks and reads it back, never holding more of it than a window.
 
+mod reach;
 mod walk;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use crate::id::Cid;
 use crate::manifest::{ChunkRef, FANOUT, Manifest, ManifestBuilder, ManifestError};
 use crate::seal::{BlockKey, Kind, OpenError, Opened, Opener, SealedBlock, Sealer};
 
+pub use reach::{Leaves, Reach, Reached};
 pub use walk::{BlockWalk, Step};
 
 /// All that a member needs to find and read an object, whatever its size.

@@ -8,12 +8,13 @@ mod error;
 mod open_pack;
 mod reading;
 mod recovery;
+mod retire;
 mod room;
 mod scrub;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::disk::{Disk, Group, lock};
 use crate::id::{Cid, PackId, SpaceId};
@@ -23,6 +24,8 @@ use crate::time::Span;
 use cache::Cached;
 pub use error::StoreError;
 use open_pack::{Held, Writer};
+use retire::Retiring;
+pub use retire::{CopyOut, Lease, Run};
 pub use room::{FREE_FLOOR, Usage};
 pub use scrub::{Damage, IndexFault};
 
@@ -118,6 +121,8 @@ pub struct Born {
     pub pack: PackId,
     /// Class, blocks and length.
     pub info: PackInfo,
+    /// It was not closed now: an opening met it, and the index did not know it.
+    pub found: bool,
 }
 
 /// What opening the store met.
@@ -156,6 +161,10 @@ pub struct StoreStats {
     pub packs_closed: u64,
     /// Cached packs dropped to make room.
     pub packs_evicted: u64,
+    /// Retired packs dropped.
+    pub packs_dropped: u64,
+    /// Bytes that these took.
+    pub bytes_dropped: u64,
 }
 
 /// Blocks in packs: what was put and flushed survives whatever the disk's power does, and nothing is returned that does not match its CID.
@@ -181,6 +190,8 @@ pub struct Store<D, I> {
     /// Most that they may take; `u64::MAX` if there is no limit.
     quota: AtomicU64,
     cached: RwLock<Cached>,
+    /// Which packs are on their way out, and who relies on which.
+    retiring: Arc<Mutex<Retiring>>,
     /// Held by who takes closed packs away, or judges them.
     upkeep: Mutex<()>,
 }

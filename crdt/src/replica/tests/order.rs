@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::mesh::{Home, Mesh};
 use crate::access::{Opened, Removal, Role, Sealed};
-use crate::catalogue::CatalogueRecord;
+use crate::catalogue::{CatalogueRecord, Seen};
 use crate::chain::{Codec, DocumentKind, Entry, Plain, SealKind};
 use crate::epoch::{EpochRecord, HolderPart, MemberPart};
 use crate::replica::Replica;
@@ -49,7 +49,10 @@ fn history() -> History {
             &blind.keys,
             now,
             &mut mesh.rng,
-            &[CatalogueRecord::Seen(first.order[0])],
+            &[CatalogueRecord::Seen(Seen {
+                entry: first.order[0],
+                in_full: false,
+            })],
         )
         .unwrap();
     blind.keep(seen);

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::mesh::{Home, Mesh};
 use crate::access::Role;
-use crate::catalogue::{Born, CatalogueRecord, Fixed, Retired};
+use crate::catalogue::{Born, CatalogueRecord, Fixed, Retired, Seen};
 use crate::chain::{Codec, Entry, SealKind, records};
 use crate::epoch::{Envelope, EpochRecord, HolderPart, KeyPart, Link, MemberPart};
 
@@ -118,7 +118,10 @@ fn sample() -> Sample {
             basis: vec![home.order[0]],
             left_out: vec![[0x44; 32]],
         }),
-        CatalogueRecord::Seen(home.order[0]),
+        CatalogueRecord::Seen(Seen {
+            entry: home.order[0],
+            in_full: false,
+        }),
         CatalogueRecord::Fixed(Fixed {
             generation: 0,
             frontier: vec![home.order[0]],

@@ -16,7 +16,8 @@ use crate::seal::{Kind, OpenError, Opened, Opener};
 #[derive(Debug)]
 pub struct BlockWalk {
     opener: Opener,
-    listed: BTreeSet<[u8; 16]>,
+    /// Nothing where repeats do no harm, which spares their memory.
+    listed: Option<BTreeSet<[u8; 16]>>,
     /// What was opened, or could not be had. Apart from what was listed: a false manifest may name a manifest as its leaf, and that must not hide it.
     opened: BTreeSet<[u8; 16]>,
     /// What is still to be listed, the next one last.
@@ -53,9 +54,17 @@ impl BlockWalk {
     pub fn new(opener: Opener) -> Self {
         Self {
             opener,
-            listed: BTreeSet::new(),
+            listed: Some(BTreeSet::new()),
             opened: BTreeSet::new(),
             todo: Vec::new(),
+        }
+    }
+
+    /// A walk that lists a block as often as it stands somewhere, and remembers only what may have others below it.
+    pub fn repeating(opener: Opener) -> Self {
+        Self {
+            listed: None,
+            ..Self::new(opener)
         }
     }
 
@@ -75,17 +84,21 @@ impl BlockWalk {
 
     /// Notes a block that is no object's; false if it was listed before.
     pub fn note(&mut self, cid: &Cid) -> bool {
-        cid.digest()
-            .is_some_and(|digest| self.listed.insert(half(&digest)))
+        cid.digest().is_some_and(|digest| self.list(&digest))
+    }
+
+    fn list(&mut self, digest: &[u8; 32]) -> bool {
+        let listed = self.listed.as_mut();
+        listed.is_none_or(|listed| listed.insert(half(digest)))
     }
 
     /// The next block; `None` at the end of what was entered. After [`Step::Open`] comes [`feed`](Self::feed) or [`give_up`](Self::give_up).
     pub fn step(&mut self) -> Option<Step> {
         loop {
             let (part, place) = self.todo.last()?;
-            let cid = Cid::from_digest(part.digest);
-            let leaf = *place == Place::Leaf;
-            let new = self.listed.insert(half(&part.digest));
+            let (digest, leaf) = (part.digest, *place == Place::Leaf);
+            let cid = Cid::from_digest(digest);
+            let new = self.list(&digest);
             if !leaf {
                 return Some(Step::Open { cid, new });
             }

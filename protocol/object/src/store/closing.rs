@@ -236,6 +236,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             Keep::Kept => {
                 self.disk.rename(from, &kept)?;
+                // The same bytes came to be again: they are not on their way out.
+                lock(&self.retiring).unmark(id);
                 if cached.keep_of(id) == Keep::Cached {
                     cached.remove(id);
                     // If it stays, the next start removes it.
@@ -254,6 +256,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             blocks: u32::try_from(blocks.len()).expect("at most PACK_BLOCKS_MAX"),
             bytes: self.disk.len(&closed_name(id, self.keep_of(id)))?,
         };
+        // From here on a put may find its blocks in the index: until its place in the order is known, nobody takes it away.
+        lock(&self.retiring).closing(*id);
         self.index.insert_pack(id, info, blocks)?;
         // Before its blocks leave `held`: see `write`.
         lock(&self.stats).packs_closed += 1;
@@ -268,7 +272,10 @@ impl<D: Disk, I: Index> Store<D, I> {
                 }
             }
         }
-        lock(&self.born).push(Born { pack: *id, info });
+        // After its blocks have left `held`: who found one there began before, and relies on a pack that is younger than itself.
+        lock(&self.retiring).closed(*id);
+        let (pack, found) = (*id, false);
+        lock(&self.born).push(Born { pack, info, found });
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
-use super::room::Lack;
-use super::{Keep, Store, StoreError, Verified, open_name};
+use super::room::{Lack, Wanted};
+use super::{Keep, Lease, Store, StoreError, Verified, open_name};
 use crate::disk::{Disk, lock};
 use crate::id::{Cid, PackId};
 use crate::index::Index;
@@ -19,6 +19,40 @@ use crate::time::Time;
 pub(super) const SEALED_MAX: usize = 8;
 /// Full packs that could not be finished before puts are refused: their blocks are listed in memory.
 pub(super) const UNFINISHED_MAX: usize = 64;
+/// How a block is written.
+pub(super) struct Writing<'a> {
+    pub(super) keep: Keep,
+    /// Who is to rely on it.
+    pub(super) lease: Option<&'a Lease>,
+    /// How many packs were closed when it was looked for and not found.
+    pub(super) closed: Option<u64>,
+    pub(super) room: Room,
+}
+
+/// What may be done for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Cached packs go. Not while the caller judges packs.
+    Evicting,
+    /// Nothing.
+    Tight,
+    /// Cached packs go, and what is held in reserve may be taken: more will be free again.
+    Spare,
+    /// Only the latter.
+    SpareNotEvicting,
+}
+
+impl Room {
+    fn evicts(self) -> bool {
+        matches!(self, Self::Evicting | Self::Spare)
+    }
+
+    /// Whether the reserve stays untouched.
+    fn reserve(self) -> bool {
+        matches!(self, Self::Evicting | Self::Tight)
+    }
+}
+
 /// How often a put lets cached packs go before it gives up: what it frees, others may take.
 const EVICTIONS_MAX: usize = 4;
 /// Bytes put between two looks at the free space.
@@ -121,7 +155,22 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// As [`Store::put`].
     pub fn put_verified(&self, class: Class, block: Verified<'_>) -> Result<bool, StoreError> {
-        self.put_as(class, Keep::Kept, block)
+        self.put_as(class, Keep::Kept, block, None)
+    }
+
+    /// As [`Store::put_verified`], and the packs that hold the block are not retired as long as the lease is held.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    ///
+    /// Spec: `protocol/spec/garbage.md`, "Leases".
+    pub fn put_leased(
+        &self,
+        class: Class,
+        block: Verified<'_>,
+        lease: &Lease,
+    ) -> Result<bool, StoreError> {
+        self.put_as(class, Keep::Kept, block, Some(lease))
     }
 
     /// Stores a block that was fetched for a reader only, in a pack that may be dropped to make room; true if it was not here.
@@ -131,10 +180,16 @@ impl<D: Disk, I: Index> Store<D, I> {
     ///
     /// Spec: `protocol/spec/store.md`, "Kept and cached".
     pub fn put_cached(&self, class: Class, block: Verified<'_>) -> Result<bool, StoreError> {
-        self.put_as(class, Keep::Cached, block)
+        self.put_as(class, Keep::Cached, block, None)
     }
 
-    fn put_as(&self, class: Class, keep: Keep, block: Verified<'_>) -> Result<bool, StoreError> {
+    fn put_as(
+        &self,
+        class: Class,
+        keep: Keep,
+        block: Verified<'_>,
+        lease: Option<&Lease>,
+    ) -> Result<bool, StoreError> {
         if block.bytes.len() > BLOCK_BYTES_MAX {
             return Err(StoreError::TooLong {
                 cid: block.cid,
@@ -142,7 +197,13 @@ impl<D: Disk, I: Index> Store<D, I> {
             });
         }
         let closed = lock(&self.stats).packs_closed;
-        if self.has_for(&block.cid, keep)? || !self.write(class, keep, block, Some(closed), true)? {
+        let how = Writing {
+            keep,
+            lease,
+            closed: Some(closed),
+            room: Room::Evicting,
+        };
+        if self.has_for(&block.cid, keep, lease)? || !self.write(class, block, &how)? {
             lock(&self.stats).blocks_known += 1;
             return Ok(false);
         }
@@ -150,7 +211,9 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     /// Whether a block is where a put of that kind may rely on it.
-    fn has_for(&self, cid: &Cid, keep: Keep) -> Result<bool, StoreError> {
+    ///
+    /// A lease then knows in which pack.
+    fn has_for(&self, cid: &Cid, keep: Keep, lease: Option<&Lease>) -> Result<bool, StoreError> {
         if self.holds_for(cid, keep) {
             return Ok(true);
         }
@@ -162,32 +225,29 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Ok(!places.is_empty());
         }
         let cached = self.cached();
-        Ok(places
+        let mut kept = places
             .iter()
-            .any(|place| cached.keep_of(&place.pack) == Keep::Kept))
+            .filter(|place| cached.keep_of(&place.pack) == Keep::Kept);
+        Ok(lock(&self.retiring).rely(kept.by_ref().map(|place| place.pack), lease))
     }
 
     /// As [`Store::has_for`], among the packs that the index does not know.
-    fn holds_for(&self, cid: &Cid, keep: Keep) -> bool {
+    pub(super) fn holds_for(&self, cid: &Cid, keep: Keep) -> bool {
         let held = self.held();
         let held = held.get(cid);
         held.is_some_and(|held| keep == Keep::Cached || held.file.keep == Keep::Kept)
     }
 
-    /// Writes a block unless an unfinished pack holds it, or one that was closed since there were `closed` of them.
-    ///
-    /// With `evicting`, cached packs go if there is no room; never while the caller judges packs.
+    /// Writes a block unless an unfinished pack holds it, or one that was closed lately.
     pub(super) fn write(
         &self,
         class: Class,
-        keep: Keep,
         block: Verified<'_>,
-        closed: Option<u64>,
-        evicting: bool,
+        how: &Writing<'_>,
     ) -> Result<bool, StoreError> {
-        let mut tries = if evicting { EVICTIONS_MAX } else { 0 };
+        let mut tries = if how.room.evicts() { EVICTIONS_MAX } else { 0 };
         loop {
-            match self.try_write(class, keep, block, closed) {
+            match self.try_write(class, block, how) {
                 Ok(written) => return Ok(written),
                 Err(lack) if tries > 0 && lack.bytes > 0 => {
                     tries -= 1;
@@ -204,10 +264,10 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn try_write(
         &self,
         class: Class,
-        keep: Keep,
         block: Verified<'_>,
-        closed: Option<u64>,
+        how: &Writing<'_>,
     ) -> Result<bool, Lack> {
+        let keep = how.keep;
         let cid = block.cid;
         let kind = (class, keep);
         let head = PackWriter::record_head(&cid, block.bytes.len());
@@ -220,7 +280,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         // It may have come and gone into the index since the caller looked there.
         let now = lock(&self.stats).packs_closed;
-        if closed.is_some_and(|then| then != now) && self.has_for(&cid, keep)? {
+        if how.closed.is_some_and(|then| then != now) && self.has_for(&cid, keep, how.lease)? {
             return Ok(false);
         }
         // Of a record, and of its item in the footer, which is as long as its head.
@@ -228,9 +288,12 @@ impl<D: Disk, I: Index> Store<D, I> {
         let frame = (HEADER_BYTES + TRAILER_BYTES) as u64;
         self.check_room(
             &mut state.since_room_check,
-            record + frame,
-            &cid,
-            block.len(),
+            Wanted {
+                bytes: record + frame,
+                cid,
+                len: block.len(),
+                reserve: how.room.reserve(),
+            },
         )?;
         let full = state.open.get(&kind).is_some_and(|open| {
             let blocks = open.writer.blocks().len();

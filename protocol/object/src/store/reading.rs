@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Store, StoreError, closed_name};
 use crate::disk::{Disk, lock, read_around};
 use crate::id::{Cid, PackId};
-use crate::index::{Index, PackInfo};
+use crate::index::{Index, Location, PackInfo};
 use crate::pack::{
     self, BlockAt, HEADER_BYTES, Header, PACK_BYTES_MAX, Pack, PackError, TRAILER_BYTES, Trailer,
 };
@@ -108,6 +108,15 @@ impl<D: Disk, I: Index> Store<D, I> {
         failure.map_or(Ok(None), Err)
     }
 
+    /// Whether the block is sound at that place.
+    pub(super) fn reads(&self, cid: &Cid, place: &Location) -> bool {
+        let name = self.name_of(&place.pack);
+        matches!(
+            self.read_copy(cid, &name, place.offset, place.len),
+            Copy::Sound(_)
+        )
+    }
+
     fn read_copy(&self, cid: &Cid, name: &str, offset: u32, len: u32) -> Copy {
         match self.disk.read_at(name, u64::from(offset), len as usize) {
             Ok(bytes) if cid.verifies(&bytes) => Copy::Sound(Bytes::from(bytes)),
@@ -196,7 +205,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// [`StoreError::Pack`] if it is damaged: [`Store::quarantine`] is the answer. [`StoreError::Read`], [`StoreError::Index`].
     pub fn check_pack(&self, pack: &PackId) -> Result<(), StoreError> {
         let _upkeep = lock(&self.upkeep);
-        let (found, len) = self.judge_pack(pack)?;
+        let (bytes, found) = self.judge_pack(pack)?;
+        let len = bytes.len() as u64;
         let index = |source| StoreError::Index { source };
         for block in &found.blocks {
             let places = self.index.locations(&block.cid).map_err(index)?;
@@ -217,8 +227,8 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
-    /// Reads a closed pack to the last byte and compares it with its name; answers its length as well.
-    pub(super) fn judge_pack(&self, pack: &PackId) -> Result<(Pack, u64), StoreError> {
+    /// Reads a closed pack to the last byte and compares it with its name; answers its bytes and what they are.
+    pub(super) fn judge_pack(&self, pack: &PackId) -> Result<(Vec<u8>, Pack), StoreError> {
         let bad = |source| StoreError::Pack {
             pack: *pack,
             source,
@@ -230,6 +240,6 @@ impl<D: Disk, I: Index> Store<D, I> {
         if found.id != *pack {
             return Err(bad(PackError::Name));
         }
-        Ok((found, bytes.len() as u64))
+        Ok((bytes, found))
     }
 }

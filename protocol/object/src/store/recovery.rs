@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::open_pack::{
-    Finish, Held, PackFile, ROOM_CHECK_BYTES, SealedPack, UNFINISHED_MAX, Writer,
+    Finish, Held, PackFile, ROOM_CHECK_BYTES, Room, SealedPack, UNFINISHED_MAX, Writer, Writing,
 };
 use super::{
     Born, Keep, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
@@ -62,6 +62,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             used: AtomicU64::new(0),
             quota: AtomicU64::new(config.quota.unwrap_or(u64::MAX)),
             cached: RwLock::default(),
+            retiring: Arc::default(),
             upkeep: Mutex::default(),
         };
         store.measure()?;
@@ -124,7 +125,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             match store.read_footer(pack) {
                 Ok((info, blocks)) => match store.index.insert_pack(pack, info, &blocks) {
                     Ok(()) => {
-                        lock(&store.born).push(Born { pack: **pack, info });
+                        let (pack, found) = (**pack, true);
+                        lock(&store.born).push(Born { pack, info, found });
                         report.indexed += 1;
                     }
                     Err(source)
@@ -266,8 +268,10 @@ impl<D: Disk, I: Index> Store<D, I> {
                     .map_err(|source| StoreError::Index { source })?;
                 // What is kept is not left to a cached copy.
                 let relies = |place: &Location| {
+                    let is_kept = self.keep_of(&place.pack) == Keep::Kept;
+                    // Nor to one that is on its way out.
                     Some(&place.pack) != pack
-                        && (keep == Keep::Cached || self.keep_of(&place.pack) == Keep::Kept)
+                        && (keep == Keep::Cached || is_kept && !self.is_retired(&place.pack))
                 };
                 if !places.iter().any(relies) {
                     let data = bytes.get(block.range()).unwrap_or_default();
@@ -275,7 +279,13 @@ impl<D: Disk, I: Index> Store<D, I> {
                         cid: block.cid,
                         bytes: data,
                     };
-                    self.write(class, keep, block, None, false)?;
+                    let how = Writing {
+                        keep,
+                        lease: None,
+                        closed: None,
+                        room: Room::Tight,
+                    };
+                    self.write(class, block, &how)?;
                 }
             }
             self.flush()?;

@@ -30,6 +30,29 @@ pub struct Usage {
     pub floor: u64,
 }
 
+/// What of a quota or a floor is held in reserve: without it a store that is full could not copy what is kept of a pack that is mostly garbage, and would
+/// stay full.
+fn reserve_of(limit: u64) -> u64 {
+    if limit == u64::MAX {
+        return 0;
+    }
+    RESERVE_MAX.min(limit / RESERVE_PART)
+}
+
+/// Two packs.
+const RESERVE_MAX: u64 = 32 << 20;
+/// Of a small limit the reserve is that part.
+const RESERVE_PART: u64 = 32;
+
+/// Room that is wanted for a block.
+pub(super) struct Wanted {
+    pub(super) bytes: u64,
+    pub(super) cid: Cid,
+    pub(super) len: u32,
+    /// Whether the reserve stays untouched.
+    pub(super) reserve: bool,
+}
+
 /// Why a block was not written, and how many bytes are lacking for it; none if room is not the matter.
 pub(super) struct Lack {
     pub(super) bytes: u64,
@@ -108,24 +131,25 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Refuses `bytes` more for a block when the quota would be exceeded or less than the floor would be free.
-    pub(super) fn check_room(
-        &self,
-        since_look: &mut u64,
-        bytes: u64,
-        cid: &Cid,
-        len: u32,
-    ) -> Result<(), Lack> {
+    /// Refuses more bytes when the quota would be exceeded or less than the floor would be free.
+    pub(super) fn check_room(&self, since_look: &mut u64, what: Wanted) -> Result<(), Lack> {
+        let Wanted {
+            bytes,
+            cid,
+            len,
+            reserve,
+        } = what;
         let (used, quota) = (
             self.used.load(Ordering::Relaxed),
             self.quota.load(Ordering::Relaxed),
         );
-        let wanted = used.saturating_add(bytes);
+        let reserved = |limit| if reserve { reserve_of(limit) } else { 0 };
+        let wanted = used.saturating_add(bytes).saturating_add(reserved(quota));
         if wanted > quota {
             return Err(Lack {
                 bytes: wanted - quota,
                 error: Box::new(StoreError::Quota {
-                    cid: *cid,
+                    cid,
                     len,
                     used,
                     quota,
@@ -136,12 +160,12 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Ok(());
         }
         let floor = self.floor();
-        let wanted = floor.saturating_add(bytes);
+        let wanted = floor.saturating_add(bytes).saturating_add(reserved(floor));
         if let Some(free) = self.disk.free().filter(|free| *free < wanted) {
             return Err(Lack {
                 bytes: wanted - free,
                 error: Box::new(StoreError::Floor {
-                    cid: *cid,
+                    cid,
                     len,
                     free,
                     floor,

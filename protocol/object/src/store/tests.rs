@@ -817,7 +817,37 @@ impl Script {
         }
     }
 
-    /// Put, flush, close, set aside, keep, evict, rebuild, and go on: every kind of change that the store makes.
+    /// Retires every kept pack, leaving out a third of the blocks, some of which are put again meanwhile.
+    fn collect(&mut self, store: &Store<SimDisk, Arc<MemIndex>>) {
+        let is_garbage = |cid: &Cid| cid.digest().is_some_and(|digest| digest[0] % 3 == 0);
+        let _run = store.begin_run();
+        let mut marked: Vec<PackId> = store.packs().unwrap().iter().map(|pack| pack.0).collect();
+        marked.retain(|pack| store.keep_of(pack) == Keep::Kept && store.mark_retired(pack));
+        self.model.lasting.retain(|cid| !is_garbage(cid));
+        self.model.pending.retain(|cid| !is_garbage(cid));
+        let mut retired = BTreeMap::new();
+        for pack in marked {
+            match store.copy_out(&pack, 5, &|cid| !is_garbage(cid)) {
+                Ok(out) => drop(retired.insert(pack, out)),
+                Err(_) => store.unmark_retired(&pack),
+            }
+        }
+        self.put(store, 3..15);
+        self.settle(store.close_packs());
+        for (pack, out) in retired {
+            if !matches!(store.replacements(&out.kept), Ok(Some(_))) {
+                store.unmark_retired(&pack);
+                continue;
+            }
+            let left_out = |cid: &Cid| {
+                let digest = cid.digest().unwrap();
+                is_garbage(cid) && out.left_out.binary_search(&digest).is_ok()
+            };
+            let _ = store.drop_retired(&pack, &left_out);
+        }
+    }
+
+    /// Put, flush, close, set aside, keep, evict, retire, rebuild, and go on: every kind of change that the store makes.
     fn run(&mut self) -> Option<()> {
         let store = self.open()?;
         self.put(&store, 0..12);
@@ -842,6 +872,7 @@ impl Script {
             let _ = store.evict(pack);
         }
         self.settle(store.flush());
+        self.collect(&store);
         check_invariants(&store);
         drop(store);
         self.model.pending.clear();
@@ -850,6 +881,7 @@ impl Script {
         let store = self.open()?;
         self.put(&store, 36..50);
         self.settle(store.close_packs());
+        self.collect(&store);
         check_invariants(&store);
         self.model.pending.clear();
         Some(())
