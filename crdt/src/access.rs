@@ -31,6 +31,8 @@ pub struct Device {
 pub struct Removed {
     /// What people called it; empty if it never was admitted.
     pub name: String,
+    /// What it could do before; `None` if it never was admitted.
+    pub role: Option<Role>,
     /// The removals, each by its entry.
     pub removals: BTreeSet<EntryId>,
 }
@@ -61,6 +63,12 @@ impl Access {
     /// Whether the device has the keys of what is stored: a member or an admin.
     pub fn is_member(&self, device: &DeviceId) -> bool {
         self.role(device) >= Some(Role::Member)
+    }
+
+    /// Whether the device is an admin or the root, or was an admin when it was removed: what of its words counts is an admin's.
+    pub fn was_ever_admin(&self, device: &DeviceId) -> bool {
+        let gone = || self.removed.get(device).and_then(|removed| removed.role);
+        self.root == Some(*device) || self.role(device).or_else(gone) == Some(Role::Admin)
     }
 
     /// Whether the device belongs, blind holders included: who may enter the inside.

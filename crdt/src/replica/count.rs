@@ -372,6 +372,7 @@ impl Replica {
                         *device,
                         Removed {
                             name: shown.name,
+                            role: Some(shown.role),
                             removals,
                         },
                     );
@@ -382,6 +383,7 @@ impl Replica {
             let removals = self.ids_of(places);
             access.removed.entry(*device).or_insert(Removed {
                 name: String::new(),
+                role: None,
                 removals,
             });
         }

@@ -14,7 +14,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kith_crdt::access::{Access, Newcomer, Role};
 use kith_crdt::catalogue::{Born, CatalogueRecord};
 use kith_crdt::chain::{DocumentKind, Entry};
-use kith_crdt::names::{Change, PlanError, Record, RecordError, Tree, VersionId, VersionInfo};
+use kith_crdt::names::{
+    Change, PlanError, Record, RecordError, Retention, Tree, VersionId, VersionInfo,
+};
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
@@ -25,6 +27,7 @@ use kith_protocol::gossip::{self, Gossip};
 use crate::book::{Book, Telling};
 use crate::group;
 use crate::policy::Policy;
+use crate::upkeep::Upkeep;
 
 pub use waking::Waking;
 
@@ -169,6 +172,8 @@ pub enum Command {
     Remove(Removal),
     /// Say that packs were closed here.
     Born(Vec<Born>),
+    /// Say which versions keep their content, from now on and for all devices.
+    SetRetention(Retention),
 }
 
 /// A device to be removed.
@@ -216,6 +221,17 @@ pub enum CommandError {
         "this device has not agreed with any other device lately, and what the removed device wrote that is not known here would no longer count"
     )]
     Behind,
+    /// Only an admin says how long versions keep their content.
+    #[error("this device is not an admin, and only an admin may change how long versions are kept")]
+    NotAdmin,
+    /// Versions would be kept for no day at all.
+    #[error("versions are kept for at least one day")]
+    NoDays,
+    /// What stands has a later stamp.
+    #[error(
+        "another device has set it with a clock that is ahead of this one's, and the later setting holds; set it there"
+    )]
+    Outrun,
     /// What was delivered does not count here.
     #[error("an entry that was delivered is not accepted: {0}")]
     NotAccepted(&'static str),
@@ -341,6 +357,7 @@ pub struct Device {
     anti_entropy: bool,
     replica: Replica,
     tree: Tree,
+    upkeep: Upkeep,
     gossip: Gossip,
     exchange: Exchange,
     policy: Policy,
@@ -421,6 +438,7 @@ impl Device {
             anti_entropy: setup.anti_entropy,
             replica: Replica::open(setup.space, Some(&setup.keys)),
             tree: Tree::new(),
+            upkeep: Upkeep::default(),
             gossip: Gossip::new(me, setup.spread_entries, rng.split()),
             exchange: Exchange::new(),
             policy: Policy::default(),
@@ -569,6 +587,16 @@ impl Device {
         &self.tree
     }
 
+    /// What the catalogue says.
+    pub fn upkeep(&self) -> &Upkeep {
+        &self.upkeep
+    }
+
+    /// Which versions keep their content, as the admins have set it.
+    pub fn retention(&self) -> Retention {
+        self.upkeep.retention(self.access())
+    }
+
     /// Devices, roles, epochs.
     pub fn access(&self) -> &Access {
         self.replica.access()
@@ -646,6 +674,7 @@ impl Device {
                 .all(|(number, _)| *number > self.appended.1),
             "what is durable is let go"
         );
+        self.upkeep.check_invariants();
         self.telling.check_invariants();
         self.exchange.check_invariants();
         self.gossip.check_invariants();
@@ -777,6 +806,7 @@ impl Device {
                     born.into_iter().map(CatalogueRecord::Born).collect();
                 self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
             }
+            Command::SetRetention(retention) => self.set_retention(retention),
             Command::Deliver(entries) => self.accept(&entries),
             Command::Gather(entries) => {
                 let me = self.me;
@@ -818,6 +848,21 @@ impl Device {
         self.author(|replica, keys, now, rng| replica.names(keys, now, rng, records))?;
         for root in roots.into_iter().take(PROVIDED_MAX) {
             self.hold(Waiting::Provide(root));
+        }
+        Ok(())
+    }
+
+    fn set_retention(&mut self, retention: Retention) -> Result<(), CommandError> {
+        if !retention.is_valid() {
+            return Err(CommandError::NoDays);
+        }
+        if self.access().role(&self.me) != Some(Role::Admin) {
+            return Err(CommandError::NotAdmin);
+        }
+        let records = [CatalogueRecord::Retention(retention)];
+        self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))?;
+        if self.retention() != retention {
+            return Err(CommandError::Outrun);
         }
         Ok(())
     }
@@ -985,8 +1030,7 @@ impl Device {
             ));
         }
         self.grow_tree();
-        // Nothing acts on the catalogue's records yet; they are in the log.
-        drop(self.replica.take_catalogue_changes());
+        self.keep_up();
         if self.replica.take_access_changed() {
             self.follow_access();
         }
@@ -1022,6 +1066,12 @@ impl Device {
             }
         }
         self.tree.apply_all(added);
+    }
+
+    /// Brings upkeep up to date with the records of the catalogue that count.
+    fn keep_up(&mut self) {
+        let changes = self.replica.take_catalogue_changes();
+        self.upkeep.apply(changes);
     }
 
     fn follow_access(&mut self) {

@@ -15,3 +15,4 @@ pub mod book;
 pub mod device;
 mod group;
 pub mod policy;
+pub mod upkeep;

@@ -407,3 +407,116 @@ fn objects_sealed_before_a_removal_are_not_named_after_it() {
         mesh.write(place, &format!("/fresh-{place}")).unwrap();
     }
 }
+
+fn days(all: u32) -> Retention {
+    Retention {
+        all,
+        daily: 100,
+        monthly: Retention::FOREVER,
+    }
+}
+
+#[test]
+fn retention_set_by_an_admin_holds_on_all_devices() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Blind]);
+    mesh.connect(0, 1);
+    mesh.connect(1, 2);
+    for device in &mesh.devices {
+        assert_eq!(device.retention(), Retention::default());
+    }
+    mesh.command(0, Command::SetRetention(days(7))).unwrap();
+    mesh.settle_down();
+    mesh.command(0, Command::SetRetention(days(9))).unwrap();
+    mesh.settle_down();
+    for place in 0..3 {
+        assert_eq!(mesh.devices[place].retention(), days(9), "{place}");
+    }
+    let refused = mesh.command(1, Command::SetRetention(days(1)));
+    assert!(matches!(refused, Err(CommandError::NotAdmin)));
+    let refused = mesh.command(0, Command::SetRetention(days(0)));
+    assert!(matches!(refused, Err(CommandError::NoDays)));
+    // A member that does not ask its own program.
+    let member = &mut mesh.devices[1];
+    let records = [CatalogueRecord::Retention(days(1))];
+    member
+        .author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
+        .unwrap();
+    mesh.settle_down();
+    assert_eq!(mesh.devices[0].digest(), mesh.devices[1].digest());
+    for place in 0..3 {
+        assert_eq!(mesh.devices[place].retention(), days(9), "{place}");
+    }
+    // And a device that wakes from its log.
+    let log: Vec<Bytes> = mesh.logs[2]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let keys = mesh.devices[2].keys.clone();
+    let space = mesh.devices[2].replica().space();
+    let again = Device::open(mesh.now, setup(&keys, space, false), &log);
+    assert_eq!(again.retention(), days(9));
+}
+
+#[test]
+fn removal_of_an_admin_leaves_the_retention_it_set_and_voids_what_came_later() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Admin]);
+    mesh.connect(0, 1);
+    mesh.command(0, Command::SetRetention(days(5))).unwrap();
+    mesh.settle_down();
+    mesh.command(1, Command::SetRetention(days(700))).unwrap();
+    mesh.settle_down();
+    mesh.disconnect(0, 1);
+    // Stolen: its next setting reaches the first only by the entries themselves.
+    mesh.command(1, Command::SetRetention(days(1))).unwrap();
+    let stolen: Vec<Bytes> = mesh.logs[1]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let removal = |mesh: &Mesh| Removal {
+        device: mesh.id(1),
+        root: Some(Box::new(RootKeys::clone(&mesh.root))),
+        force: true,
+    };
+    let before: Vec<Bytes> = mesh.logs[0]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let remove = Command::Remove(removal(&mesh));
+    mesh.command(0, remove).unwrap();
+    assert_eq!(mesh.devices[0].retention(), days(700), "it still counts");
+    mesh.command(0, Command::Gather(stolen.clone())).unwrap();
+    assert_eq!(mesh.devices[0].retention(), days(700), "voided");
+    // The same entries in the other order: what held for a while is taken back.
+    let after: Vec<Bytes> = mesh.logs[0][before.len()..]
+        .iter()
+        .map(|(_, bytes)| bytes.clone())
+        .collect();
+    let keys = mesh.devices[0].keys.clone();
+    let space = mesh.devices[0].replica().space();
+    mesh.devices[0] = Device::open(mesh.now, setup(&keys, space, false), &before);
+    mesh.logs[0].truncate(before.len());
+    mesh.command(0, Command::Gather(stolen)).unwrap();
+    assert_eq!(mesh.devices[0].retention(), days(1));
+    mesh.command(0, Command::Gather(after)).unwrap();
+    assert_eq!(mesh.devices[0].retention(), days(700));
+}
+
+#[test]
+fn setting_that_does_not_come_to_hold_is_said_to_be_outrun() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Admin]);
+    // The second's clock is a year ahead; the first follows no such stamp.
+    let year = Span::from_secs(365 * 86_400);
+    let ahead = mesh.now + year;
+    let keys = mesh.devices[1].keys.clone();
+    let records = [CatalogueRecord::Retention(days(3))];
+    mesh.devices[1]
+        .author(|replica, _, _, rng| replica.catalogue(&keys, ahead, rng, &records))
+        .unwrap();
+    mesh.connect(0, 1);
+    assert_eq!(mesh.devices[0].retention(), days(3));
+    let outrun = mesh.command(0, Command::SetRetention(days(4)));
+    assert!(matches!(outrun, Err(CommandError::Outrun)));
+    mesh.command(1, Command::SetRetention(days(5))).unwrap();
+    mesh.settle_down();
+    assert_eq!(mesh.devices[0].retention(), days(5));
+}

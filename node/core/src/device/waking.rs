@@ -136,6 +136,6 @@ impl Waking {
             device.gossip.handle(device.now, input);
         }
         device.grow_tree();
-        drop(device.replica.take_catalogue_changes());
+        device.keep_up();
     }
 }

@@ -34,10 +34,15 @@ pub(super) fn change_failure(what: String, error: CommandFailure) -> Failure {
         CommandFailure::Refused(
             CommandError::KeysChanged | CommandError::Unsettled | CommandError::Behind,
         ) => FailureKind::Failed,
-        CommandFailure::Refused(CommandError::Author(_) | CommandError::NotAccepted(_)) => {
-            FailureKind::Denied
+        CommandFailure::Refused(
+            CommandError::Author(_)
+            | CommandError::NotAccepted(_)
+            | CommandError::NotAdmin
+            | CommandError::Outrun,
+        ) => FailureKind::Denied,
+        CommandFailure::Refused(CommandError::Record(_) | CommandError::NoDays) => {
+            FailureKind::Usage
         }
-        CommandFailure::Refused(CommandError::Record(_)) => FailureKind::Usage,
         CommandFailure::Log(_) | CommandFailure::Ending => FailureKind::Failed,
     };
     let failure = Failure::new(kind, what).because(&error);
