@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Status,
     /// Read what is stored and find whatever is damaged: packs, index, logs, keys
     Verify(VerifyArgs),
+    /// Give back the room of what nothing needs any more: versions older than `kith retention` keeps, small packs
+    Gc(GcArgs),
     /// Look after this device's store
     #[command(subcommand)]
     Store(StoreCommand),
@@ -314,6 +316,13 @@ pub(crate) struct VerifyArgs {
     /// Go on with a check that was interrupted
     #[arg(long)]
     pub(crate) resume: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Only say which packs would go, and why
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]

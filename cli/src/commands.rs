@@ -2,6 +2,7 @@
 
 mod device;
 mod export;
+mod gc;
 mod get;
 mod import;
 mod init;
@@ -53,6 +54,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Restore(args) => tree::restore(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
         Command::Verify(args) => verify::run(&home, args, output).await,
+        Command::Gc(args) => gc::run(&home, args, output).await,
         Command::Store(StoreCommand::Rebuild) => store::rebuild(home, output).await,
         Command::Devices => device::list(&home, output).await,
         Command::Device(DeviceCommand::Remove { name, words, force }) => {

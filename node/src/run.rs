@@ -3,6 +3,7 @@
 mod calls;
 mod door;
 mod driver;
+mod gc;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -173,6 +174,8 @@ pub struct Node {
     scrub: Mutex<Option<Scrub>>,
     /// Damaged files found by them.
     damage: AtomicU64,
+    /// Held by the one collection that runs.
+    gc: gc::Collector,
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
 }
@@ -371,6 +374,7 @@ impl Node {
                     opening: Mutex::new(opening),
                     scrub,
                     damage: AtomicU64::new(0),
+                    gc: gc::Collector::default(),
                     driver: Mutex::new(None),
                     _lock: lock,
                 };
@@ -453,11 +457,23 @@ impl Node {
         if let Err(error) = ticked {
             tracing::warn!(%error, "pack not closed");
         }
-        let waiting = {
+        let mut waiting = {
             let mut unborn = held(&self.unborn);
             unborn.extend(born);
             std::mem::take(&mut *unborn)
         };
+        if waiting.iter().any(|born| born.found) {
+            // What an opening found may be long known, and on its way out: to say it anew would call it back.
+            let known = move |device: &kith_core::device::Device| {
+                let retirements = device.upkeep().retirements();
+                waiting.retain(|born| !born.found || !retirements.is_born(&born.pack));
+                waiting
+            };
+            let Some(left) = self.asker.look(known).await else {
+                return;
+            };
+            waiting = left;
+        }
         let records: Vec<Born> = waiting
             .iter()
             .map(|born| Born {
@@ -538,6 +554,7 @@ impl Daemon {
                 }
                 self.node.tend_packs().await;
                 self.node.scrub_step().await;
+                self.node.clone().collect_when_due(ticks);
                 ticks += 1;
                 if ticks.is_multiple_of(SETTLE_TICKS) {
                     self.node.settle().await;

@@ -231,6 +231,12 @@ pub enum Request {
         /// Go on with a check that was interrupted.
         resume: bool,
     },
+    /// Gives the room back that nothing kept needs. Progress (files are blocks looked at), then one [`Event::Collected`]; with `dry_run` an
+    /// [`Event::Garbage`] for each pack that would go, and nothing is changed.
+    Gc {
+        /// Only look.
+        dry_run: bool,
+    },
     /// Ends the daemon.
     Stop,
 }
@@ -374,6 +380,48 @@ pub enum Event {
         /// Blocks in them.
         blocks: u64,
     },
+    /// A pack worth retiring.
+    Garbage {
+        /// Its id.
+        pack: String,
+        /// What its blocks are for: `names`, `stream`, `bulk`, `public`, `entries` or `link`.
+        class: String,
+        /// Bytes of its file.
+        bytes: u64,
+        /// Of these, bytes of blocks that nothing kept contains.
+        garbage_bytes: u64,
+        /// `garbage`: at least half of it is; `small`: it is merged with others.
+        why: String,
+    },
+    /// Garbage was collected, or looked for.
+    Collected {
+        /// Nothing was changed.
+        dry_run: bool,
+        /// Packs looked at.
+        packs: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Of these, bytes of blocks that nothing kept contains; 0 if that cannot be told.
+        garbage_bytes: u64,
+        /// Blocks of kept things that are neither here nor within reach: while there are any, nothing is left out.
+        missing: u64,
+        /// Packs retired because they are garbage.
+        retired: u64,
+        /// Small packs merged into others.
+        merged: u64,
+        /// Bytes copied out of both.
+        copied_bytes: u64,
+        /// Files of packs removed.
+        dropped: u64,
+        /// Bytes that they took.
+        freed_bytes: u64,
+        /// Retirements of other devices of which this one has said that it misses nothing.
+        seen: u64,
+        /// Packs passed over because a command under way relies on them.
+        in_use: u64,
+        /// Packs on their way out that are still here.
+        waiting: Vec<Waiting>,
+    },
     /// Something the owner should know, which does not stop the call.
     Warning {
         /// In a sentence.
@@ -383,6 +431,19 @@ pub enum Event {
     Done,
     /// The call failed; nothing follows.
     Failed(Failure),
+}
+
+/// A pack on its way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Its id.
+    pub pack: String,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// Names of devices that have not said yet that they miss nothing of it.
+    pub on: Vec<String>,
+    /// Until when it stays whatever they say, in milliseconds since 1970.
+    pub until_ms: Option<u64>,
 }
 
 /// What was stored.
@@ -521,6 +582,10 @@ pub struct Status {
     pub durability: String,
     /// Damaged files that the daemon's own checks have found since its start.
     pub damaged: u64,
+    /// Packs on their way out that are still here.
+    pub dying_packs: u64,
+    /// Bytes of them.
+    pub dying_bytes: u64,
     /// Names with more than one current version.
     pub conflicts: u64,
     /// Whether this device can write now.

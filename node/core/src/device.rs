@@ -12,7 +12,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kith_crdt::access::{Access, Newcomer, Role};
-use kith_crdt::catalogue::{Born, CatalogueRecord};
+use kith_crdt::catalogue::{Born, CatalogueRecord, Retired, Seen};
 use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{
     Change, PlanError, Record, RecordError, Retention, Tree, VersionId, VersionInfo,
@@ -172,6 +172,10 @@ pub enum Command {
     Remove(Removal),
     /// Say that packs were closed here.
     Born(Vec<Born>),
+    /// Say that packs are on their way out; their basis is filled in here.
+    Retire(Vec<Retired>),
+    /// Say that this device misses nothing of what these retirements leave out.
+    Seen(Vec<Seen>),
     /// Say which versions keep their content, from now on and for all devices.
     SetRetention(Retention),
 }
@@ -802,9 +806,18 @@ impl Device {
             }
             Command::Remove(removal) => self.remove(&removal),
             Command::Born(born) => {
-                let records: Vec<CatalogueRecord> =
-                    born.into_iter().map(CatalogueRecord::Born).collect();
-                self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
+                self.tell_catalogue(born.into_iter().map(CatalogueRecord::Born).collect())
+            }
+            Command::Retire(mut retired) => {
+                let mut basis = self.replica.heads(DocumentKind::Names);
+                basis.sort_unstable();
+                for retired in &mut retired {
+                    retired.basis.clone_from(&basis);
+                }
+                self.tell_catalogue(retired.into_iter().map(CatalogueRecord::Retired).collect())
+            }
+            Command::Seen(seen) => {
+                self.tell_catalogue(seen.into_iter().map(CatalogueRecord::Seen).collect())
             }
             Command::SetRetention(retention) => self.set_retention(retention),
             Command::Deliver(entries) => self.accept(&entries),
@@ -852,6 +865,10 @@ impl Device {
         Ok(())
     }
 
+    fn tell_catalogue(&mut self, records: Vec<CatalogueRecord>) -> Result<(), CommandError> {
+        self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))
+    }
+
     fn set_retention(&mut self, retention: Retention) -> Result<(), CommandError> {
         if !retention.is_valid() {
             return Err(CommandError::NoDays);
@@ -859,8 +876,7 @@ impl Device {
         if self.access().role(&self.me) != Some(Role::Admin) {
             return Err(CommandError::NotAdmin);
         }
-        let records = [CatalogueRecord::Retention(retention)];
-        self.author(|replica, keys, now, rng| replica.catalogue(keys, now, rng, &records))?;
+        self.tell_catalogue(vec![CatalogueRecord::Retention(retention)])?;
         if self.retention() != retention {
             return Err(CommandError::Outrun);
         }

@@ -12,7 +12,9 @@
 )]
 
 pub mod book;
+pub mod collect;
 pub mod device;
 mod group;
 pub mod policy;
+pub mod retirement;
 pub mod upkeep;

@@ -11,6 +11,8 @@ use kith_crdt::replica::RecordChange;
 use kith_object::id::{DeviceId, EntryId};
 use kith_object::time::Hlc;
 
+use crate::retirement::Retirements;
+
 /// The fold over those records of `catalogue` that count: a function of the set of them, whatever order they came in.
 #[derive(Debug, Default)]
 pub struct Upkeep {
@@ -20,6 +22,7 @@ pub struct Upkeep {
     /// admin, and a record once let go would have to be read from the log again. An entry takes a hundred bytes here
     /// however many records it has, which is less than the replica holds of it; so what bounds entries bounds this too.
     settings: BTreeMap<EntryId, Setting>,
+    retirements: Retirements,
 }
 
 /// A `retention` record.
@@ -52,12 +55,12 @@ impl Upkeep {
                             retention,
                         },
                     ),
-                    // Nothing acts on the others yet; they are in the log.
-                    Some(_) => {}
+                    Some(record) => self.retirements.add((entry, index), author, hlc, &record),
                     None => tracing::debug!(%entry, index, "record of the catalogue passed over"),
                 },
                 RecordChange::Removed { entry } => {
                     self.settings.remove(&entry);
+                    self.retirements.remove(&entry);
                 }
             }
         }
@@ -76,6 +79,11 @@ impl Upkeep {
         set.map_or_else(Retention::default, |(_, setting)| setting.retention)
     }
 
+    /// Packs on their way out.
+    pub fn retirements(&self) -> &Retirements {
+        &self.retirements
+    }
+
     /// Laws that hold between any two changes.
     ///
     /// # Panics
@@ -87,6 +95,7 @@ impl Upkeep {
                 .all(|setting| setting.retention.is_valid()),
             "no setting keeps things for no day"
         );
+        self.retirements.check_invariants();
     }
 
     fn set(&mut self, entry: EntryId, setting: Setting) {
@@ -216,8 +225,12 @@ mod tests {
             record[end..].fill(0);
             record
         };
-        let seen = CatalogueRecord::Seen(EntryId([1; 32])).encode();
-        for record in [zero, seen, vec![255; 9], Vec::new()] {
+        let fixed = CatalogueRecord::Fixed(kith_crdt::catalogue::Fixed {
+            generation: 1,
+            frontier: Vec::new(),
+            snapshot: kith_object::id::Cid::of_block(b"x"),
+        });
+        for record in [zero, fixed.encode(), vec![255; 9], Vec::new()] {
             upkeep.apply([RecordChange::Added {
                 entry: EntryId([1; 32]),
                 index: 0,

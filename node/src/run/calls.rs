@@ -96,6 +96,7 @@ impl Service for Node {
                     rate,
                     resume,
                 } => self.verify(percent, rate, resume, &tell).await,
+                Request::Gc { dry_run } => self.gc(dry_run, &tell).await,
                 Request::Stop => {
                     self.stop.notify_one();
                     Ok(())

@@ -23,6 +23,7 @@ impl Node {
         let packs = tokio::task::spawn_blocking(move || store.usage()).await;
         let settings = self.settings;
         let damaged = self.damage.load(Ordering::Relaxed);
+        let dying = self.dying();
         let usage = packs
             .map_err(|error| {
                 Failure::new(FailureKind::Failed, "count what is stored").because(&error)
@@ -55,6 +56,8 @@ impl Node {
                     free_bytes: usage.free,
                     floor_bytes: usage.floor,
                     damaged,
+                    dying_packs: dying.0,
+                    dying_bytes: dying.1,
                     durability: settings.durability.name().to_owned(),
                     conflicts: device.tree().conflicts().len() as u64,
                     writable: device.is_settled()

@@ -94,14 +94,19 @@ impl Node {
 
     pub(super) async fn source(&self, wait: bool) -> Result<Source, Failure> {
         let secrets = self.look(|device| device.replica().dedup_secrets()).await?;
-        Ok(Source {
+        Ok(self.source_with(Opener::new(secrets), wait))
+    }
+
+    /// A source that opens what this opener can.
+    pub(in crate::run) fn source_with(&self, opener: Opener, wait: bool) -> Source {
+        Source {
             store: self.store.clone(),
             asker: self.asker.clone(),
-            opener: Opener::new(secrets),
+            opener,
             wait,
             tally: Arc::new(Tally::default()),
             keeper: Keeper::start(self.store.clone(), self.asker.clone()),
-        })
+        }
     }
 
     pub(super) async fn get(

@@ -56,6 +56,8 @@ impl Node {
         tell: &Teller,
     ) -> Result<(), Failure> {
         let to = tree_path(&to)?;
+        // What it finds here it relies on, until all of it has its names.
+        let _lease = self.store.lease_all();
         if public {
             self.import_public(file, to, tell).await
         } else {

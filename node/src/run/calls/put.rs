@@ -55,9 +55,12 @@ impl Node {
             failure
         })?;
         let store = self.store.clone();
+        // Held as long as the ingest is: until what was stored has its name.
+        let lease = store.lease();
         let sink = move |block: &SealedBlock| {
+            let verified = Verified::computed(block.cid, &block.bytes);
             store
-                .put_verified(Class::Bulk, Verified::computed(block.cid, &block.bytes))
+                .put_leased(Class::Bulk, verified, &lease)
                 .map_err(|error| {
                     let kind = if error.is_full() {
                         io::ErrorKind::StorageFull

@@ -148,6 +148,8 @@ impl Node {
     pub(super) async fn restore(&self, path: Name, version: Option<String>) -> Result<(), Failure> {
         let path = tree_path(&path)?;
         let what = format!("restore {}", shown(&path));
+        // What the version holds may be on its way out: nothing goes until it is current again.
+        let _lease = self.store.lease_all();
         let items = {
             let path = path.clone();
             self.look(move |device| device.tree().history(&path))

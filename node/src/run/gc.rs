@@ -1,0 +1,716 @@
+//! Garbage collection: what a run does, and when the daemon runs one.
+//!
+//! The jobs are `kith_core::collect`, the decisions those of the device; here they are put in order.
+//!
+//! Spec: `protocol/spec/garbage.md`, "Retiring".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kith_core::collect::{self, Candidate, Survey, Why};
+use kith_core::device::{Command, Device};
+use kith_core::retirement::{Retirement, Ripeness};
+use kith_crdt::catalogue::{CatalogueRecord, Retired, Seen};
+use kith_crdt::chain::{DocumentKind, Entry};
+use kith_crdt::names::Kept;
+use kith_object::id::{Cid, DeviceId, EntryId, PackId};
+use kith_object::object::{Leaves, Reach, Reached};
+use kith_object::pack::Class;
+use kith_object::seal::Opener;
+use kith_object::store::{StoreError, Verified};
+use kith_object::time::Time;
+use kith_protocol::api::{self, Event, Failure, FailureKind};
+
+use super::calls::failure::store_failure;
+use super::calls::{CancelOnDrop, PROGRESS_EVERY, told};
+use super::{Node, held};
+use crate::config::now;
+use crate::local::Teller;
+use crate::source::{ReadError, Source};
+
+/// Most blocks that a walk lacks before the device counts as one that keeps only part, instead of one that has lost some.
+const FETCH_MAX: u64 = 256;
+/// How often a walk is begun anew because blocks that it lacked came: each may name more.
+const WALKS_MAX: usize = 8;
+/// Blocks fetched at once.
+const FETCH_BATCH: usize = 32;
+/// Ticks of a second after the start of the daemon until its first run, and between two.
+const FIRST_TICKS: u64 = 600;
+const EVERY_TICKS: u64 = 6 * 3600;
+/// Between two looks for small packs to be merged.
+const MERGE_TICKS: u64 = 600;
+/// A run of the daemon's own works so long at a time, and rests as long: nobody waits for it.
+const WORK: Duration = Duration::from_millis(20);
+
+/// What is kept from one run to the next.
+#[derive(Default)]
+pub(super) struct Collector {
+    /// Held during a run.
+    leaves: tokio::sync::Mutex<Leaves>,
+    /// A run of the daemon's own is under way.
+    is_running: AtomicBool,
+    /// What the last run left waiting: packs and bytes.
+    waiting: Mutex<(u64, u64)>,
+}
+
+/// How a run is to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mode {
+    /// Say what would be done.
+    Look,
+    /// Do all of it.
+    Full,
+    /// Merge small packs; walk through nothing.
+    Merge,
+}
+
+/// How far a run is, and whether to go on.
+#[derive(Default)]
+struct Pace {
+    cancelled: AtomicBool,
+    blocks: AtomicU64,
+    /// When to rest next, where nobody waits for the run.
+    rest_at: Option<Mutex<Instant>>,
+}
+
+impl Pace {
+    /// For a run that nobody waits for.
+    fn gentle() -> Self {
+        Self {
+            rest_at: Some(Mutex::new(Instant::now() + WORK)),
+            ..Self::default()
+        }
+    }
+
+    /// Whether to stop; rests when it is time to. On a blocking thread.
+    fn is_over(&self) -> bool {
+        self.blocks.fetch_add(1, Ordering::Relaxed);
+        if let Some(rest_at) = &self.rest_at {
+            let mut rest_at = held(rest_at);
+            if Instant::now() >= *rest_at {
+                std::thread::sleep(WORK);
+                *rest_at = Instant::now() + WORK;
+            }
+        }
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("use the store")]
+    Store(#[from] StoreError),
+    #[error("read what is kept")]
+    Read(#[from] ReadError),
+    #[error("it was cancelled")]
+    Cancelled,
+    #[error("the device is ending")]
+    Ending,
+    #[error("write to the catalogue")]
+    Tell(#[source] super::driver::CommandFailure),
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    survey: Survey,
+    /// Objects of which something is neither here nor within reach.
+    missing: u64,
+    retired: u64,
+    merged: u64,
+    copied_bytes: u64,
+    dropped: u64,
+    freed_bytes: u64,
+    seen: u64,
+    waiting: Vec<api::Waiting>,
+    trouble: Vec<String>,
+}
+
+/// What the device says at the beginning of a run.
+struct Snapshot {
+    kept: Vec<Kept>,
+    opener: Opener,
+    /// Keyed, and allowed to write.
+    may_write: bool,
+    others: BTreeSet<DeviceId>,
+    connected: BTreeSet<DeviceId>,
+}
+
+impl Snapshot {
+    fn of(device: &Device, now: Time) -> Self {
+        let me = device.id();
+        let members = device.access().members.keys();
+        Self {
+            kept: device.tree().kept(&device.retention(), now),
+            opener: Opener::new(device.replica().dedup_secrets()),
+            may_write: device.access().is_member(&me) && device.is_settled(),
+            others: members.filter(|id| **id != me).copied().collect(),
+            connected: device.peers().clone(),
+        }
+    }
+}
+
+/// When each member gave its last sign of life.
+fn heard(device: &Device, now: Time) -> BTreeMap<DeviceId, Time> {
+    let written = device.replica().last_written().into_iter();
+    let mut heard: BTreeMap<DeviceId, Time> =
+        written.map(|(device, hlc)| (device, hlc.time())).collect();
+    heard.extend(device.peers().iter().map(|peer| (*peer, now)));
+    heard
+}
+
+/// A pack on its way out that is on this disk.
+struct Dying {
+    retirements: Vec<Retirement>,
+    /// None once it may go.
+    waits: Option<(Vec<String>, Option<Time>)>,
+}
+
+impl Node {
+    /// Starts a run of the daemon's own if one is due; it goes on beside everything else.
+    pub(super) fn collect_when_due(self: Arc<Self>, ticks: u64) {
+        let since_first = ticks.checked_sub(FIRST_TICKS);
+        let mode = match since_first {
+            Some(since) if since.is_multiple_of(EVERY_TICKS) => Mode::Full,
+            _ if ticks > 0 && ticks.is_multiple_of(MERGE_TICKS) => Mode::Merge,
+            _ => return,
+        };
+        if self.gc.is_running.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tokio::spawn(async move {
+            match self.collect(mode, Arc::new(Pace::gentle())).await {
+                Ok(report) => {
+                    let (dropped, freed_bytes) = (report.dropped, report.freed_bytes);
+                    if dropped > 0 {
+                        tracing::info!(dropped, freed_bytes, "garbage collected");
+                    }
+                    for trouble in report.trouble {
+                        tracing::warn!(trouble, "garbage not collected");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "garbage not collected"),
+            }
+            self.gc.is_running.store(false, Ordering::Release);
+        });
+    }
+
+    /// Packs and their bytes that are on their way out and still here, as the last run left them.
+    pub(super) fn dying(&self) -> (u64, u64) {
+        *held(&self.gc.waiting)
+    }
+
+    /// `kith gc`.
+    pub(super) async fn gc(&self, dry_run: bool, tell: &Teller) -> Result<(), Failure> {
+        let mode = if dry_run { Mode::Look } else { Mode::Full };
+        let pace = Arc::new(Pace::default());
+        let _cancel = CancelOnDrop({
+            let pace = pace.clone();
+            move || pace.cancelled.store(true, Ordering::Relaxed)
+        });
+        let mut run = std::pin::pin!(self.collect(mode, pace.clone()));
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut run => break outcome,
+                _ = ticks.tick() => {
+                    let progress = Event::Progress {
+                        bytes: 0,
+                        total: None,
+                        files: pace.blocks.load(Ordering::Relaxed),
+                    };
+                    let _ = tell.try_send((progress, Bytes::new()));
+                }
+            }
+        };
+        let report = outcome.map_err(|error| {
+            let what = "collect garbage".to_owned();
+            match &error {
+                RunError::Store(error) => store_failure(what, error),
+                error => Failure::new(FailureKind::Failed, what).because(error),
+            }
+        })?;
+        for candidate in report.survey.candidates.iter().filter(|_| dry_run) {
+            told(tell, garbage_event(candidate)).await?;
+        }
+        for text in &report.trouble {
+            told(tell, Event::Warning { text: text.clone() }).await?;
+        }
+        told(
+            tell,
+            Event::Collected {
+                dry_run,
+                packs: report.survey.packs,
+                bytes: report.survey.bytes,
+                garbage_bytes: report.survey.garbage_bytes,
+                missing: report.missing,
+                retired: report.retired,
+                merged: report.merged,
+                copied_bytes: report.copied_bytes,
+                dropped: report.dropped,
+                freed_bytes: report.freed_bytes,
+                seen: report.seen,
+                in_use: report.survey.relied_on,
+                waiting: report.waiting,
+            },
+        )
+        .await
+    }
+
+    /// One run.
+    async fn collect(&self, mode: Mode, pace: Arc<Pace>) -> Result<Report, RunError> {
+        let mut leaves = self.gc.leaves.lock().await;
+        let mut report = Report::default();
+        // Before anything is asked: what ends from here on still counts.
+        let run = self.store.begin_run();
+        let snapshot = self
+            .asker
+            .look(|device| Snapshot::of(device, now()))
+            .await
+            .ok_or(RunError::Ending)?;
+        if !snapshot.may_write && mode != Mode::Look {
+            return Ok(report);
+        }
+        if mode != Mode::Merge {
+            // What lies in packs that are still open is to be looked at too.
+            self.job(|store| store.close_packs()).await?;
+        }
+        self.tend_packs().await;
+        let reached = if mode == Mode::Merge {
+            None
+        } else {
+            let roots = self.roots(&snapshot.kept);
+            let known = std::mem::take(&mut *leaves);
+            let (reached, known) = self.walk(&snapshot, roots, known, &pace).await?;
+            *leaves = known;
+            report.missing = reached.missing_count;
+            Some(Arc::new(reached))
+        };
+        let complete = reached.clone().filter(|reached| reached.is_complete());
+        report.survey = {
+            let (reached, pace) = (complete.clone(), pace.clone());
+            self.job(move |store| collect::survey(store, reached.as_deref(), &|| pace.is_over()))
+                .await?
+        };
+        if mode == Mode::Look {
+            report.waiting = self
+                .dying_now()
+                .await?
+                .into_iter()
+                .filter_map(told_of)
+                .collect();
+            return Ok(report);
+        }
+        self.retire_all(&mut report, complete.clone(), &pace)
+            .await?;
+        if mode == Mode::Full {
+            self.see_all(&mut report, &snapshot, complete.clone(), &pace)
+                .await?;
+        }
+        self.drop_all(&mut report, complete, &pace).await?;
+        drop(run);
+        Ok(report)
+    }
+
+    /// What is kept: versions, and what the owner has pinned.
+    fn roots(&self, kept: &[Kept]) -> Vec<Kept> {
+        kept.to_vec()
+    }
+
+    async fn job<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&crate::store::DiskStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, RunError> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        Ok(done.map_err(|_| RunError::Ending)??)
+    }
+
+    /// Goes through what is kept. What is missing is asked of others; what nobody has, though everybody was asked, holds up nothing.
+    async fn walk(
+        &self,
+        snapshot: &Snapshot,
+        roots: Vec<Kept>,
+        mut leaves: Leaves,
+        pace: &Arc<Pace>,
+    ) -> Result<(Reached, Leaves), RunError> {
+        let mut lost = BTreeSet::new();
+        let mut walks = 0;
+        loop {
+            walks += 1;
+            let mut reach = Reach::new(snapshot.opener.clone(), leaves, lost.clone());
+            for kept in &roots {
+                reach.enter(kept.link.clone(), kept.is_listing);
+            }
+            let walked = {
+                let pace = pace.clone();
+                self.job(move |store| {
+                    let whole = collect::walk(store, &mut reach, &|| pace.is_over())?;
+                    Ok(whole.then(|| reach.finish()))
+                })
+                .await?
+            };
+            let (reached, known) = walked.ok_or(RunError::Cancelled)?;
+            // Deeper than any honest object is as good as incomplete.
+            if reached.is_complete() || reached.missing_count > FETCH_MAX || walks == WALKS_MAX {
+                return Ok((reached, known));
+            }
+            let absent = self.fetch(reached.missing.clone(), snapshot, pace).await?;
+            let all_asked = snapshot.others.is_subset(&snapshot.connected);
+            let came = absent.len() < reached.missing.len();
+            if !came && !all_asked {
+                return Ok((reached, known));
+            }
+            if all_asked {
+                lost.extend(absent);
+            }
+            leaves = known;
+        }
+    }
+
+    /// Asks others for blocks, which then lie here to stay; answers those that nobody within reach has.
+    async fn fetch(
+        &self,
+        cids: Vec<Cid>,
+        snapshot: &Snapshot,
+        pace: &Arc<Pace>,
+    ) -> Result<BTreeSet<Cid>, RunError> {
+        let source = self.source_with(snapshot.opener.clone(), false);
+        let pace = pace.clone();
+        let fetched = tokio::task::spawn_blocking(move || fetch_all(&source, &cids, &pace)).await;
+        let absent = fetched.map_err(|_| RunError::Ending)??;
+        self.job(|store| store.flush()).await?;
+        Ok(absent)
+    }
+
+    async fn retire_all(
+        &self,
+        report: &mut Report,
+        reached: Option<Arc<Reached>>,
+        pace: &Arc<Pace>,
+    ) -> Result<(), RunError> {
+        for batch in collect::batches(&report.survey.candidates) {
+            if pace.cancelled.load(Ordering::Relaxed) {
+                return Err(RunError::Cancelled);
+            }
+            let merges = batch.iter().all(|candidate| candidate.why == Why::Small);
+            let outcome = {
+                let reached = reached.clone();
+                self.job(move |store| collect::retire(store, &batch, reached.as_deref()))
+                    .await?
+            };
+            report.copied_bytes += outcome.copied_bytes;
+            if let Some(trouble) = outcome.trouble {
+                report.trouble.push(in_words(&trouble));
+            }
+            // The catalogue is to know of the copies first.
+            self.tend_packs().await;
+            let count = outcome.retired.len() as u64;
+            if count == 0 {
+                continue;
+            }
+            let told = self.asker.command(Command::Retire(outcome.retired.clone()));
+            if let Err(error) = told.await {
+                collect::take_back(&*self.store, &outcome.retired);
+                return Err(RunError::Tell(error));
+            }
+            if merges {
+                report.merged += count;
+            } else {
+                report.retired += count;
+            }
+            // Room is made as soon as it can be, so that the next batch has some.
+            self.drop_all(report, reached.clone(), pace).await?;
+        }
+        Ok(())
+    }
+
+    /// Retired packs that are on this disk.
+    async fn dying_now(&self) -> Result<Vec<(PackId, u64, Dying)>, RunError> {
+        let packs: BTreeMap<PackId, u64> = self
+            .job(|store| store.packs())
+            .await?
+            .into_iter()
+            .map(|(pack, info)| (pack, info.bytes))
+            .collect();
+        let look = move |device: &Device| {
+            let now = now();
+            let (access, retirements) = (device.access(), device.upkeep().retirements());
+            let heard = heard(device, now);
+            let mut dying: BTreeMap<PackId, Dying> = BTreeMap::new();
+            for retirement in retirements.standing(access) {
+                if !packs.contains_key(&retirement.pack) {
+                    continue;
+                }
+                let entry = dying.entry(retirement.pack).or_insert_with(|| Dying {
+                    retirements: Vec::new(),
+                    waits: Some((Vec::new(), None)),
+                });
+                match retirements.ripeness(retirement, access, &heard, now) {
+                    // Either of several is enough.
+                    Ripeness::Ripe => {
+                        entry.retirements.push(retirement.clone());
+                        entry.waits = None;
+                    }
+                    Ripeness::Waits { on, until } => {
+                        let name = |id: &DeviceId| access.members.get(id).map(|m| m.name.clone());
+                        if entry.waits.is_some() {
+                            entry.waits = Some((on.iter().filter_map(name).collect(), until));
+                        }
+                    }
+                }
+            }
+            let list = dying.into_iter();
+            list.map(|(pack, dying)| {
+                let bytes = packs.get(&pack).copied().unwrap_or_default();
+                (pack, bytes, dying)
+            })
+            .collect()
+        };
+        self.asker.look(look).await.ok_or(RunError::Ending)
+    }
+
+    /// Drops what is ripe.
+    async fn drop_all(
+        &self,
+        report: &mut Report,
+        reached: Option<Arc<Reached>>,
+        pace: &Arc<Pace>,
+    ) -> Result<(), RunError> {
+        let dying = self.dying_now().await?;
+        report.waiting.clear();
+        let (mut packs, mut bytes_waiting) = (0, 0);
+        for (pack, bytes, dying) in dying {
+            if pace.cancelled.load(Ordering::Relaxed) {
+                return Err(RunError::Cancelled);
+            }
+            if dying.waits.is_some() {
+                (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
+                report.waiting.extend(told_of((pack, bytes, dying)));
+                continue;
+            }
+            if reached.is_none() && dying.retirements.iter().all(|one| one.left_out > 0) {
+                // Without a walk all of it would have to be copied; the next run that goes through everything drops it.
+                (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
+                continue;
+            }
+            let left_out = self.left_out(&dying.retirements).await?;
+            let job = {
+                let reached = reached.clone();
+                self.job(move |store| {
+                    Ok(collect::drop_ripe(
+                        store,
+                        &pack,
+                        &left_out,
+                        reached.as_deref(),
+                    ))
+                })
+            };
+            match job.await? {
+                Ok(Some(freed)) => {
+                    report.dropped += 1;
+                    report.freed_bytes += freed;
+                }
+                // Somebody relies on it: the next run tries again.
+                Ok(None) => (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes),
+                Err(error) => report.trouble.push(in_words(&error)),
+            }
+        }
+        *held(&self.gc.waiting) = (packs, bytes_waiting);
+        self.tend_packs().await;
+        Ok(())
+    }
+
+    /// What these retirements leave out, read again from the log.
+    async fn left_out(&self, retirements: &[Retirement]) -> Result<BTreeSet<[u8; 32]>, RunError> {
+        let mut left_out = BTreeSet::new();
+        let wanted = retirements.iter().filter(|one| one.left_out > 0);
+        let wanted: BTreeSet<(EntryId, u32)> = wanted.map(|one| (one.entry, one.index)).collect();
+        let ids: BTreeSet<EntryId> = wanted.iter().map(|(entry, _)| *entry).collect();
+        for (id, records) in self.records(ids).await? {
+            for (index, retired) in records {
+                if wanted.contains(&(id, index)) {
+                    left_out.extend(retired.left_out);
+                }
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// The retirements in these entries.
+    async fn records(
+        &self,
+        ids: BTreeSet<EntryId>,
+    ) -> Result<Vec<(EntryId, Vec<(u32, Retired)>)>, RunError> {
+        let mut found = Vec::new();
+        for id in ids {
+            let read = self.asker.entries(vec![id]).await.ok_or(RunError::Ending)?;
+            let look = move |device: &Device| {
+                let (_, bytes) = read.first()?;
+                let entry = Entry::decode(bytes).ok()?;
+                let records = device.replica().catalogue_records(&entry)?;
+                let records = (0..).zip(records);
+                let retired =
+                    records.filter_map(|(index, record)| match CatalogueRecord::decode(&record) {
+                        Some(CatalogueRecord::Retired(retired)) => Some((index, retired)),
+                        _ => None,
+                    });
+                Some(retired.collect())
+            };
+            if let Some(records) = self.asker.look(look).await.ok_or(RunError::Ending)? {
+                found.push((id, records));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Says of others' retirements that this device misses nothing, once that is so.
+    async fn see_all(
+        &self,
+        report: &mut Report,
+        snapshot: &Snapshot,
+        complete: Option<Arc<Reached>>,
+        pace: &Arc<Pace>,
+    ) -> Result<(), RunError> {
+        let unseen = |device: &Device| {
+            let retirements = device.upkeep().retirements();
+            retirements.unseen(&device.id(), device.access())
+        };
+        let unseen = self.asker.look(unseen).await.ok_or(RunError::Ending)?;
+        for id in unseen {
+            for (entry, records) in self.records(BTreeSet::from([id])).await? {
+                let reached = match &complete {
+                    Some(reached) => reached.clone(),
+                    None => match self.beyond(&records, snapshot, pace).await? {
+                        Some(reached) => Arc::new(reached),
+                        None => continue,
+                    },
+                };
+                let left_out: Vec<[u8; 32]> = records
+                    .into_iter()
+                    .flat_map(|(_, retired)| retired.left_out)
+                    .collect();
+                let left_out = Arc::new(left_out);
+                let owed = {
+                    let (left_out, reached) = (left_out.clone(), reached.clone());
+                    self.job(move |store| collect::owed(store, &left_out, &reached))
+                        .await?
+                };
+                if !owed.is_empty() {
+                    self.fetch(owed, snapshot, pace).await?;
+                    let still = self
+                        .job(move |store| collect::owed(store, &left_out, &reached))
+                        .await?;
+                    if !still.is_empty() {
+                        continue;
+                    }
+                }
+                let seen = Seen {
+                    entry,
+                    in_full: complete.is_some(),
+                };
+                let told = self.asker.command(Command::Seen(vec![seen])).await;
+                told.map_err(RunError::Tell)?;
+                report.seen += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the versions reach that whoever wrote these records did not know; `None` if that cannot be gone through now.
+    async fn beyond(
+        &self,
+        records: &[(u32, Retired)],
+        snapshot: &Snapshot,
+        pace: &Arc<Pace>,
+    ) -> Result<Option<Reached>, RunError> {
+        let Some((_, first)) = records.first() else {
+            return Ok(None);
+        };
+        let basis = first.basis.clone();
+        let look = move |device: &Device| {
+            let beyond = device.replica().beyond(DocumentKind::Names, &basis)?;
+            let is_wanted = |entry: &EntryId| beyond.contains(entry);
+            Some(
+                device
+                    .tree()
+                    .kept_of(&device.retention(), now(), &is_wanted),
+            )
+        };
+        let Some(kept) = self.asker.look(look).await.ok_or(RunError::Ending)? else {
+            return Ok(None);
+        };
+        let roots = self.roots(&kept);
+        let (reached, _) = self.walk(snapshot, roots, Leaves::default(), pace).await?;
+        Ok(Some(reached).filter(Reached::is_complete))
+    }
+}
+
+fn fetch_all(source: &Source, cids: &[Cid], pace: &Pace) -> Result<BTreeSet<Cid>, ReadError> {
+    let mut absent = BTreeSet::new();
+    for few in cids.chunks(FETCH_BATCH) {
+        if pace.cancelled.load(Ordering::Relaxed) {
+            return Err(ReadError::Cancelled);
+        }
+        let found = source.blocks(few)?;
+        for (cid, block) in &found {
+            // One that lies here in a pack on its way out is written anew.
+            source
+                .store
+                .put_verified(Class::Bulk, Verified::computed(*cid, block))
+                .map_err(ReadError::Store)?;
+        }
+        absent.extend(few.iter().filter(|cid| !found.contains_key(cid)));
+    }
+    source.keeper.finish()?;
+    Ok(absent)
+}
+
+fn told_of((pack, bytes, dying): (PackId, u64, Dying)) -> Option<api::Waiting> {
+    let (on, until) = dying.waits?;
+    Some(api::Waiting {
+        pack: pack.to_string(),
+        bytes,
+        on,
+        until_ms: until.map(|until| until.0),
+    })
+}
+
+fn garbage_event(candidate: &Candidate) -> Event {
+    Event::Garbage {
+        pack: candidate.pack.to_string(),
+        class: class_name(candidate.class).to_owned(),
+        bytes: candidate.bytes,
+        garbage_bytes: candidate.garbage.1,
+        why: match candidate.why {
+            Why::Garbage => "garbage",
+            Why::Small => "small",
+        }
+        .to_owned(),
+    }
+}
+
+fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Names => "names",
+        Class::Stream => "stream",
+        Class::Bulk => "bulk",
+        Class::Public => "public",
+        Class::Entries => "entries",
+        Class::Link => "link",
+    }
+}
+
+fn in_words(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
