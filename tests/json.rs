@@ -99,6 +99,15 @@ fn seen() -> Shapes {
     let car = place.file("all.car");
     keep(&first.ok(["export", "--car", car.to_str().unwrap()]));
     keep(&second.ok(["import", "--car", car.to_str().unwrap()]));
+    keep(&first.ok(["pin", "/lake.jpg"]));
+    let root = first.ok(["ls", "/"]).values();
+    let odd = root.iter().find(|entry| entry["name"] == "n\u{fffd}");
+    let odd = odd.unwrap()["cid"].as_str().unwrap().to_owned();
+    keep(&first.ok(["pin", &odd]));
+    keep(&first.ok(["pins"]));
+    keep(&first.ok(["unpin", &odd]));
+    keep(&first.ok(["unpin", "/lake.jpg"]));
+    keep(&first.ok(["retention"]));
     keep(&second.ok(["devices"]));
     for device in [&first, &second] {
         keep(&device.ok(["status"]));

@@ -64,6 +64,16 @@ pub(crate) enum Command {
     /// Make an old version the current one again
     #[command(disable_version_flag = true)]
     Restore(RestoreArgs),
+    /// Keep a file or a folder on this device for good, and fetch all of it now
+    #[command(after_help = PIN_HELP)]
+    Pin(PinArgs),
+    /// End a pin: what it kept stays only as long as the tree shows it or retention keeps it
+    Unpin(UnpinArgs),
+    /// List what is pinned on this device
+    Pins,
+    /// Show or set how long old versions keep their content
+    #[command(after_help = RETENTION_HELP)]
+    Retention(RetentionArgs),
     /// Show how this device and the mesh are
     Status,
     /// Read what is stored and find whatever is damaged: packs, index, logs, keys
@@ -305,6 +315,54 @@ pub(crate) struct RestoreArgs {
     pub(crate) version: Option<String>,
 }
 
+const PIN_HELP: &str = "What is pinned stays on this device, whatever `kith retention` says, until it is unpinned. A path pins what stands there now and not \
+the name: what is stored there later is not pinned, and what was pinned stays. Interrupted, the pin stands; give it again to fetch the rest. Ends with \
+exit code 3 if the pin stands but something of it could not be had.";
+
+#[derive(Debug, Args)]
+pub(crate) struct PinArgs {
+    /// A CID, or a path in the tree; what begins with `/` is always a path
+    #[arg(value_name = "CID|PATH")]
+    pub(crate) what: OsString,
+    /// Wait for what no device within reach has now, instead of going without
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnpinArgs {
+    /// A CID, or the path at which it was pinned: all that was pinned there
+    #[arg(value_name = "CID|PATH")]
+    pub(crate) what: OsString,
+}
+
+const RETENTION_HELP: &str = "It holds for all devices, and only an admin sets it; what is not given stays as it is. What the tree shows now is always kept, \
+and so are all sides of a conflict. Versions themselves stay in `kith history` for ever; the content of those that are not kept any more may go. As long as \
+nothing is set, every version is kept for 30 days, the last of each day for 365, the last of each month for ever.";
+
+#[derive(Debug, Args)]
+pub(crate) struct RetentionArgs {
+    /// Keep everything that was current in so many days
+    #[arg(long, value_name = "DAYS|forever", value_parser = days)]
+    pub(crate) all: Option<u32>,
+    /// Keep the last version of each day (UTC) for so many days
+    #[arg(long, value_name = "DAYS|forever", value_parser = days)]
+    pub(crate) daily: Option<u32>,
+    /// Keep the last version of each month (UTC) for so many days
+    #[arg(long, value_name = "DAYS|forever", value_parser = days)]
+    pub(crate) monthly: Option<u32>,
+}
+
+/// Days of retention; for ever is the greatest number.
+fn days(typed: &str) -> Result<u32, String> {
+    if typed == "forever" {
+        return Ok(u32::MAX);
+    }
+    let days = typed.parse().ok();
+    days.filter(|days| (1..u32::MAX).contains(days))
+        .ok_or_else(|| format!("{typed:?} is neither `forever` nor a number of days, at least 1"))
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Read only so many packs of a hundred, chosen anew each time
@@ -384,6 +442,17 @@ mod tests {
         assert_eq!(quota("none"), Ok(Quota(None)));
         for wrong in ["", "G", "-1", "1g", "1.5G", "99999999999T", "1 G"] {
             assert!(quota(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn days_are_read_as_typed() {
+        assert_eq!(days("1"), Ok(1));
+        assert_eq!(days("365"), Ok(365));
+        assert_eq!(days("forever"), Ok(u32::MAX));
+        assert_eq!(days("4294967294"), Ok(u32::MAX - 1));
+        for wrong in ["", "0", "-1", "4294967295", "1.5", "30d", "ever", " 3"] {
+            assert!(days(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -8,6 +8,7 @@ mod import;
 mod init;
 mod join;
 mod pair;
+mod pin;
 mod put;
 mod sim;
 mod status;
@@ -52,6 +53,10 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Rm(args) => tree::rm(&home, args, output).await,
         Command::History(args) => tree::history(&home, args, output).await,
         Command::Restore(args) => tree::restore(&home, args, output).await,
+        Command::Pin(args) => pin::pin(&home, args, output).await,
+        Command::Unpin(args) => pin::unpin(&home, args, output).await,
+        Command::Pins => pin::pins(&home, output).await,
+        Command::Retention(args) => pin::retention(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
         Command::Verify(args) => verify::run(&home, args, output).await,
         Command::Gc(args) => gc::run(&home, args, output).await,

@@ -171,6 +171,12 @@ pub enum HomeError {
         /// The file.
         path: PathBuf,
     },
+    /// A side file is not what was written.
+    #[error("the file {path} is damaged")]
+    SideDamaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("use {path}")]
     Io {
@@ -398,21 +404,44 @@ impl Home {
 
     /// Reads such a file; `None` if there is none or it is not what was written (it holds nothing that cannot be learnt again).
     pub fn read_sealed(&self, name: &str, keys: &DeviceKeys) -> Option<Vec<u8>> {
+        self.read_sealed_strictly(name, keys, SIDE_FILE_BYTES_MAX)
+            .ok()
+            .flatten()
+    }
+
+    /// Reads such a file, of at most so many bytes, whose loss would matter; `None` only if there is none.
+    ///
+    /// # Errors
+    /// [`HomeError::SideDamaged`], [`HomeError::Io`].
+    pub fn read_sealed_strictly(
+        &self,
+        name: &str,
+        keys: &DeviceKeys,
+        bytes_max: u64,
+    ) -> Result<Option<Vec<u8>>, HomeError> {
         let path = self.path.join(name);
-        if fs::metadata(&path).ok()?.len() > SIDE_FILE_BYTES_MAX {
-            return None;
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(HomeError::Io { path, source }),
+        };
+        let mut bytes = Vec::new();
+        if let Err(source) = file.take(bytes_max + 1).read_to_end(&mut bytes) {
+            return Err(HomeError::Io { path, source });
         }
-        let bytes = fs::read(&path).ok()?;
-        let (nonce, sealed) = bytes.split_first_chunk::<24>()?;
-        side_cipher(keys)
-            .decrypt(
-                &XNonce::from(*nonce),
-                Payload {
+        let opened = bytes
+            .split_first_chunk::<24>()
+            .filter(|_| bytes.len() as u64 <= bytes_max)
+            .and_then(|(nonce, sealed)| {
+                let payload = Payload {
                     msg: sealed,
                     aad: name.as_bytes(),
-                },
-            )
-            .ok()
+                };
+                side_cipher(keys)
+                    .decrypt(&XNonce::from(*nonce), payload)
+                    .ok()
+            });
+        opened.map(Some).ok_or(HomeError::SideDamaged { path })
     }
 }
 

@@ -36,6 +36,7 @@ use crate::config::{
 use crate::local;
 use crate::net::door::{Door, DoorHandle};
 use crate::net::{self, Inside, Multiaddr, lan};
+use crate::pins::PinFile;
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
 };
@@ -159,6 +160,7 @@ pub struct Node {
     asker: Asker,
     traffic: Arc<Mutex<Traffic>>,
     keeper: door::DoorKeeper,
+    pins: Arc<PinFile>,
     /// Number of the last ticket book written.
     saving: Arc<tokio::sync::Mutex<u64>>,
     /// Where newcomers may knock; empty without a daemon.
@@ -359,6 +361,7 @@ impl Node {
                     traffic: traffic.clone(),
                 };
                 let node = Self {
+                    pins: Arc::new(PinFile::new(home.clone(), identity.keys.clone())),
                     home,
                     identity,
                     store,

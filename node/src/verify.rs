@@ -15,6 +15,7 @@ use kith_object::store::{Damage, IndexFault, RecoveryReport, StoreError};
 use kith_object::time::Time;
 
 use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchecked_text};
+use crate::pins::{self, PINS_FILE};
 use crate::run::{BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE};
 use crate::store::{self, DiskStore, RealDisk};
 
@@ -97,6 +98,9 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
     if let Some(keys) = keys {
         for name in [BOOK_FILE, TICKETS_FILE] {
             check(name, &|_| home.read_sealed(name, keys).is_some());
+        }
+        if let Err(error) = pins::read(home, keys) {
+            found.push(Finding::of(PINS_FILE, format!("{}; nothing is removed while it is so: delete it and pin again what you want to keep", told(&error))));
         }
     }
     found
@@ -367,6 +371,9 @@ mod tests {
             let mut rng = crate::config::fresh_rng();
             home.write_sealed(name, &keys, &mut rng, b"sealed").unwrap();
         }
+        let mut rng = crate::config::fresh_rng();
+        home.write_sealed(PINS_FILE, &keys, &mut rng, b"kithpin1\0\0\0\0")
+            .unwrap();
         let ports = crate::config::checked_text(PORTS_DOMAIN, "1 2 3 4\n".to_owned());
         home.write_whole(PORTS_FILE, ports.as_bytes()).unwrap();
         let request = Request::Put {
@@ -430,6 +437,7 @@ mod tests {
             "logs",
             "packs",
             BOOK_FILE,
+            PINS_FILE,
             PORTS_FILE,
             ROUND_FILE,
             SETTINGS_FILE,

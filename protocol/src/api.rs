@@ -237,6 +237,32 @@ pub enum Request {
         /// Only look.
         dry_run: bool,
     },
+    /// Keeps an object on this device whatever retention says, and fetches all of it. Progress, [`Event::Warning`]s, then one [`Event::Pinned`].
+    Pin {
+        /// A CID, or a path in the tree: what stands there now.
+        what: What,
+        /// Wait for what is not within reach yet instead of going without.
+        wait: bool,
+    },
+    /// Ends that. One [`Event::Unpinned`] each.
+    Unpin {
+        /// A CID, or the path at which it was pinned.
+        what: What,
+    },
+    /// What is pinned. One [`Event::Pin`] each.
+    Pins,
+    /// Which versions keep their content. One [`Event::Retention`], of what holds now.
+    Retention {
+        /// Days for which all versions are to be kept; 4294967295 for ever, as it is if absent.
+        #[serde(default)]
+        all: Option<u32>,
+        /// Days for which the last version of each day is.
+        #[serde(default)]
+        daily: Option<u32>,
+        /// Days for which the last version of each month is.
+        #[serde(default)]
+        monthly: Option<u32>,
+    },
     /// Ends the daemon.
     Stop,
 }
@@ -422,6 +448,39 @@ pub enum Event {
         /// Packs on their way out that are still here.
         waiting: Vec<Waiting>,
     },
+    /// A pin stands, and what of it could be had is here for good.
+    Pinned {
+        /// Which.
+        #[serde(flatten)]
+        pin: Pin,
+        /// Blocks of it that are here.
+        blocks: u64,
+        /// Bytes of them.
+        bytes: u64,
+        /// Blocks and folders of it that could not be had.
+        missing: u64,
+    },
+    /// A pin stands no more.
+    Unpinned {
+        /// Which.
+        #[serde(flatten)]
+        pin: Pin,
+    },
+    /// A pin.
+    Pin {
+        /// Which.
+        #[serde(flatten)]
+        pin: Pin,
+    },
+    /// Which versions keep their content, in days; absent means for ever.
+    Retention {
+        /// All that was current in them.
+        all: Option<u32>,
+        /// The last version of each day.
+        daily: Option<u32>,
+        /// The last version of each month.
+        monthly: Option<u32>,
+    },
     /// Something the owner should know, which does not stop the call.
     Warning {
         /// In a sentence.
@@ -459,6 +518,19 @@ pub struct Put {
     pub files: u64,
     /// Bytes that were there already.
     pub dedup: u64,
+}
+
+/// A root that a device keeps whatever retention says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The root.
+    pub cid: String,
+    /// The path at which it was pinned; absent if that was done by its CID.
+    pub name: Option<Name>,
+    /// `file`, `folder` or `symlink`.
+    pub kind: String,
+    /// Bytes of all files in it, as far as it is known.
+    pub size: u64,
 }
 
 /// Bytes that came from one device.

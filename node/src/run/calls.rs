@@ -6,6 +6,7 @@ mod export;
 pub(super) mod failure;
 mod get;
 mod import;
+mod pins;
 mod put;
 mod tree;
 
@@ -97,6 +98,14 @@ impl Service for Node {
                     resume,
                 } => self.verify(percent, rate, resume, &tell).await,
                 Request::Gc { dry_run } => self.gc(dry_run, &tell).await,
+                Request::Pin { what, wait } => self.pin(what, wait, &tell).await,
+                Request::Unpin { what } => self.unpin(what, &tell).await,
+                Request::Pins => self.list_pins(&tell).await,
+                Request::Retention {
+                    all,
+                    daily,
+                    monthly,
+                } => self.retention([all, daily, monthly], &tell).await,
                 Request::Stop => {
                     self.stop.notify_one();
                     Ok(())

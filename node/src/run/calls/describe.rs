@@ -15,7 +15,7 @@ pub(super) fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn kind_name(kind: FileKind) -> String {
+pub(super) fn kind_name(kind: FileKind) -> String {
     match kind {
         FileKind::File => "file",
         FileKind::Folder => "folder",

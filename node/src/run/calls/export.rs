@@ -109,7 +109,7 @@ impl Node {
     }
 
     /// Runs blocking work and tells its progress; dropping the future cancels it.
-    async fn exporting<T: Send + 'static>(
+    pub(super) async fn exporting<T: Send + 'static>(
         &self,
         doing: &(impl Fn() -> String + Sync),
         source: &Source,
@@ -312,15 +312,16 @@ fn plan(
     }
 }
 
-/// Listings made for a backup.
-struct Made {
+/// Listings made of folders as the tree shows them.
+pub(super) struct Made {
     sealer: Arc<Sealer>,
     chunker: Arc<Chunker>,
-    blocks: BTreeMap<Cid, Bytes>,
+    /// Their blocks, which are stored nowhere yet.
+    pub(super) blocks: BTreeMap<Cid, Bytes>,
 }
 
 impl Made {
-    fn new(dedup: &Secret) -> Self {
+    pub(super) fn new(dedup: &Secret) -> Self {
         Self {
             sealer: Arc::new(Sealer::new(dedup)),
             chunker: Arc::new(Chunker::new(dedup, Profile::DEFAULT)),
@@ -342,7 +343,7 @@ impl Made {
     }
 
     /// The item under that name; of folders, listings of what the tree shows in them.
-    fn entry(
+    pub(super) fn entry(
         &mut self,
         source: &Source,
         name: Vec<u8>,
