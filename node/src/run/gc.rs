@@ -106,6 +106,8 @@ enum RunError {
     Store(#[from] StoreError),
     #[error("read what is kept")]
     Read(#[from] ReadError),
+    #[error("read what is pinned: as long as that is not known, nothing can be told to be garbage")]
+    Pins(#[from] crate::pins::PinsError),
     #[error("it was cancelled")]
     Cancelled,
     #[error("the device is ending")]
@@ -267,7 +269,7 @@ impl Node {
         let mut report = Report::default();
         // Before anything is asked: what ends from here on still counts.
         let run = self.store.begin_run();
-        let snapshot = self
+        let mut snapshot = self
             .asker
             .look(|device| Snapshot::of(device, now()))
             .await
@@ -283,7 +285,7 @@ impl Node {
         let reached = if mode == Mode::Merge {
             None
         } else {
-            let roots = self.roots(&snapshot.kept);
+            let roots = self.roots(std::mem::take(&mut snapshot.kept))?;
             let known = std::mem::take(&mut *leaves);
             let (reached, known) = self.walk(&snapshot, roots, known, &pace).await?;
             *leaves = known;
@@ -316,9 +318,10 @@ impl Node {
         Ok(report)
     }
 
-    /// What is kept: versions, and what the owner has pinned.
-    fn roots(&self, kept: &[Kept]) -> Vec<Kept> {
-        kept.to_vec()
+    /// What is kept: versions, and what the owner has pinned. Pins that cannot be read keep everything.
+    fn roots(&self, mut kept: Vec<Kept>) -> Result<Vec<Kept>, RunError> {
+        kept.append(&mut self.pins()?);
+        Ok(kept)
     }
 
     async fn job<T: Send + 'static>(
@@ -644,7 +647,7 @@ impl Node {
         let Some(kept) = self.asker.look(look).await.ok_or(RunError::Ending)? else {
             return Ok(None);
         };
-        let roots = self.roots(&kept);
+        let roots = self.roots(kept)?;
         let (reached, _) = self.walk(snapshot, roots, Leaves::default(), pace).await?;
         Ok(Some(reached).filter(Reached::is_complete))
     }

@@ -34,6 +34,8 @@ impl Node {
 
     /// Pins what is meant, then fetches all of it. Cancelled in between, the pin stands.
     pub(super) async fn pin(&self, what: What, wait: bool, tell: &Teller) -> Result<(), Failure> {
+        // What it is made of may be on its way out: nothing goes until it is known to be pinned, and here.
+        let _lease = self.store.lease_all();
         let (label, pin) = self.to_pin(&what, wait, tell).await?;
         let doing = || format!("pin {label}");
         let pinned = pin.clone();
