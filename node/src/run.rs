@@ -4,6 +4,7 @@ mod calls;
 mod door;
 mod driver;
 mod gc;
+mod heal;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -178,6 +179,7 @@ pub struct Node {
     damage: AtomicU64,
     /// Held by the one collection that runs.
     gc: gc::Collector,
+    healer: heal::Healer,
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
 }
@@ -378,6 +380,7 @@ impl Node {
                     scrub,
                     damage: AtomicU64::new(0),
                     gc: gc::Collector::default(),
+                    healer: heal::Healer::default(),
                     driver: Mutex::new(None),
                     _lock: lock,
                 };
@@ -567,6 +570,7 @@ impl Daemon {
         tokio::select! {
             () = self.node.stop.notified() => Ok(()),
             () = broken => Err(NodeError::Task("the event loop or the local socket ended".into())),
+            () = self.node.heal_rounds() => Err(NodeError::Task("healing ended".into())),
         }
     }
 

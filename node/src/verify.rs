@@ -44,7 +44,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn of(file: impl Into<String>, what: impl Into<String>) -> Self {
+    pub(crate) fn of(file: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
             file: file.into(),
             offset: None,
@@ -53,11 +53,6 @@ impl Finding {
             lost: Vec::new(),
             mended: None,
         }
-    }
-
-    /// Whether nothing is missing any more.
-    pub fn is_mended(&self) -> bool {
-        self.mended.is_some() && self.lost.is_empty()
     }
 }
 
@@ -316,7 +311,7 @@ pub(crate) fn kept_place(home: &Home, name: &str) -> Vec<u8> {
 }
 
 /// An error with its causes, in a line.
-fn told(error: &dyn std::error::Error) -> String {
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

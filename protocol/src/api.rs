@@ -398,6 +398,9 @@ pub enum Event {
         damaged: u64,
         /// Blocks of damaged packs, found now or earlier, that are nowhere on this disk.
         lost: Vec<String>,
+        /// Blocks that were lost and came back from other devices meanwhile.
+        #[serde(default)]
+        healed: u64,
     },
     /// The index was made anew.
     Rebuilt {
@@ -658,6 +661,12 @@ pub struct Status {
     pub dying_packs: u64,
     /// Bytes of them.
     pub dying_bytes: u64,
+    /// Blocks that damage took and that are nowhere on this disk.
+    #[serde(default)]
+    pub lost: u64,
+    /// Blocks that came back from other devices since the daemon's start.
+    #[serde(default)]
+    pub healed: u64,
     /// Names with more than one current version.
     pub conflicts: u64,
     /// Whether this device can write now.

@@ -62,6 +62,12 @@ fn text(status: &Status) -> String {
             status.damaged
         ));
     }
+    if status.lost > 0 || status.healed > 0 {
+        text.push_str(&format!(
+            "lost       {} blocks are nowhere on this disk; {} came back from other devices since the start\n",
+            status.lost, status.healed
+        ));
+    }
     if status.durability == "relaxed" {
         text.push_str(
             "durability relaxed: a power cut may take the last seconds of what was acknowledged\n",

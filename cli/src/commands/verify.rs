@@ -33,14 +33,16 @@ pub(crate) async fn run(
                 files,
             } => output.progress(*bytes, *total, *files),
             Event::Damage { .. } => tell(&event, output)?,
+            Event::Warning { text } => output.say(&format!("Warning: {text}")),
             Event::Verified {
                 packs,
                 bytes,
                 damaged,
                 lost,
+                healed,
             } => {
-                let text = format!(
-                    "{packs} packs, {} read: {}\n",
+                let mut text = format!(
+                    "{packs} packs, {} read: {}",
                     human(*bytes),
                     if *damaged == 0 && lost.is_empty() {
                         "all is as it was written".to_owned()
@@ -48,6 +50,12 @@ pub(crate) async fn run(
                         format!("{damaged} damaged, {} blocks lost on this disk", lost.len())
                     }
                 );
+                if *healed > 0 {
+                    text.push_str(&format!(
+                        "; {healed} blocks that were lost came back from other devices"
+                    ));
+                }
+                text.push('\n');
                 output.result(&event, || text)?;
             }
             _ => {}

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kith_object::scrub::{Effect, Input, Pace, Scrub};
+use kith_object::store::StoreError;
 use kith_protocol::api::{Event, Failure, FailureKind};
 
 use super::calls::told;
+use super::heal::Pass;
 use super::{Node, NodeError, blocking, held, lock};
 use crate::config::{Home, fresh_rng, now};
 use crate::local::Teller;
@@ -25,6 +27,19 @@ pub(crate) struct Checked {
     cancelled: AtomicBool,
 }
 
+impl Checked {
+    /// Tells how far it is, if whoever listens is not behind.
+    fn tell(&self, tell: &Teller) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let progress = Event::Progress {
+            bytes,
+            total: Some(bytes + self.ahead.load(Ordering::Relaxed)),
+            files: self.packs.load(Ordering::Relaxed),
+        };
+        let _ = tell.try_send((progress, bytes::Bytes::new()));
+    }
+}
+
 /// A check under way, with all it needs.
 struct Checker {
     home: Home,
@@ -36,11 +51,7 @@ struct Checker {
 
 impl Checker {
     /// Does all that the machine wants now. An error is one of the disk or the index as a whole.
-    fn step(
-        &mut self,
-        scrub: &mut Scrub,
-        checked: &Checked,
-    ) -> Result<(), kith_object::store::StoreError> {
+    fn step(&mut self, scrub: &mut Scrub, checked: &Checked) -> Result<(), StoreError> {
         scrub.handle(now(), Input::Wake);
         while let Some(effect) = scrub.poll_effect() {
             if checked.cancelled.load(Ordering::Relaxed) {
@@ -116,6 +127,7 @@ impl Node {
             for finding in found {
                 tracing::error!(file = %finding.file, offset = ?finding.offset, what = %finding.what, lost = finding.lost.len(), "damage found");
                 self.damage.fetch_add(1, Ordering::Relaxed);
+                self.healer.wake();
             }
             if let Err(error) = outcome {
                 // The index is of no use; the next start makes it anew and goes on with the round.
@@ -131,7 +143,7 @@ impl Node {
     ///
     /// # Errors
     /// If the packs set aside cannot be read.
-    pub fn lost_blocks(&self) -> Result<Vec<kith_object::id::Cid>, kith_object::store::StoreError> {
+    pub fn lost_blocks(&self) -> Result<Vec<kith_object::id::Cid>, StoreError> {
         self.store.lost_blocks()
     }
 
@@ -154,6 +166,7 @@ impl Node {
         } else {
             Scrub::new(pace)
         };
+        let healed_before = self.healer.healed();
         let checked = Arc::new(Checked::default());
         let _cancel = super::calls::CancelOnDrop({
             let checked = checked.clone();
@@ -179,52 +192,64 @@ impl Node {
                     }
                 }
                 let _ = std::fs::remove_file(checker.home.path().join(PLACE_FILE));
-                checker.store.lost_blocks()
+                Ok(())
             }
         };
         let mut task = tokio::task::spawn_blocking(work);
         let mut ticks = tokio::time::interval(super::calls::PROGRESS_EVERY);
         let (mut damaged, mut mended) = (0, 0);
-        let lost = loop {
+        let done = loop {
             tokio::select! {
                 Some(finding) = found.recv() => {
                     damaged += 1;
-                    mended += u64::from(finding.is_mended());
+                    mended += u64::from(finding.mended.is_some());
                     told(tell, event(&finding)).await?;
                 }
                 done = &mut task => break done,
-                _ = ticks.tick() => {
-                    let bytes = checked.bytes.load(Ordering::Relaxed);
-                    let progress = Event::Progress {
-                        bytes,
-                        total: Some(bytes + checked.ahead.load(Ordering::Relaxed)),
-                        files: checked.packs.load(Ordering::Relaxed),
-                    };
-                    let _ = tell.try_send((progress, bytes::Bytes::new()));
-                }
+                _ = ticks.tick() => checked.tell(tell),
             }
         };
         while let Ok(finding) = found.try_recv() {
             damaged += 1;
-            mended += u64::from(finding.is_mended());
+            mended += u64::from(finding.mended.is_some());
             told(tell, event(&finding)).await?;
         }
-        let lost = lost
-            .map_err(|error| Failure::new(FailureKind::Failed, "check the store").because(&error))?
-            .map_err(|error| {
+        done.map_err(|error| Failure::new(FailureKind::Failed, "check the store").because(&error))?
+            .map_err(|error: StoreError| {
                 super::calls::failure::store_failure("check the store".to_owned(), &error)
             })?;
+        let pass = self.heal_telling(&checked, tell).await;
+        if let Some(error) = pass.trouble {
+            let text = format!(
+                "not all that was lost could be put back: {}",
+                verify::told(&error)
+            );
+            told(tell, Event::Warning { text }).await?;
+        }
         told(
             tell,
             Event::Verified {
                 packs: checked.packs.load(Ordering::Relaxed),
                 bytes: checked.bytes.load(Ordering::Relaxed),
                 damaged,
-                lost: lost.iter().map(ToString::to_string).collect(),
+                lost: pass.lost.iter().map(ToString::to_string).collect(),
+                healed: self.healer.healed() - healed_before,
             },
         )
         .await?;
-        judge(damaged, mended, lost.len())
+        judge(damaged, mended, pass.lost.len())
+    }
+
+    /// Puts back what is lost while somebody listens.
+    async fn heal_telling(&self, checked: &Checked, tell: &Teller) -> Pass {
+        let mut pass = std::pin::pin!(self.heal());
+        let mut ticks = tokio::time::interval(super::calls::PROGRESS_EVERY);
+        loop {
+            tokio::select! {
+                pass = &mut pass => return pass,
+                _ = ticks.tick() => checked.tell(tell),
+            }
+        }
     }
 
     /// Checks what can be checked of a device that does not open, and changes nothing.
@@ -293,7 +318,7 @@ fn judge(damaged: u64, mended: u64, lost: usize) -> Result<(), Failure> {
         FailureKind::Corrupt,
         format!("find everything sound: {damaged} damaged, {lost} blocks are nowhere on this disk"),
     )
-    .hint("`kith get` what they belong to while another device has it; put again what none has"))
+    .hint("what another device has comes back when it is connected to `kith up`; put again what none has"))
 }
 
 /// A finding as clients read it.

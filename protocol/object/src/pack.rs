@@ -601,6 +601,19 @@ pub fn said(bytes: &[u8]) -> Vec<BlockAt> {
     })
 }
 
+/// Whether these blocks, as [`said`] told them, are all that the file ever held.
+///
+/// They are if they follow one another to where the footer begins, or to the end of a file that has none.
+pub fn is_all(bytes: &[u8], said: &[BlockAt]) -> bool {
+    let footer: usize = said
+        .iter()
+        .map(|block| cid_key(&block.cid).len() + 4)
+        .sum::<usize>()
+        + TRAILER_BYTES;
+    let end = said.last().map_or(HEADER_BYTES, |block| block.range().end);
+    !said.is_empty() && (bytes.len() == end || bytes.len() == end + footer)
+}
+
 /// What [`scan`] found in a file that nobody finished, or that is damaged.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {

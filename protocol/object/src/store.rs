@@ -27,7 +27,7 @@ use open_pack::{Held, Writer};
 use retire::Retiring;
 pub use retire::{CopyOut, Lease, Run};
 pub use room::{FREE_FLOOR, Usage};
-pub use scrub::{Damage, IndexFault};
+pub use scrub::{Aside, Damage, IndexFault};
 
 /// How a store is set up.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ use kith_core::device::{Command, CommandError, Removal};
 use kith_crdt::replica::SealState;
 use kith_object::id::DeviceId;
 use kith_object::key::Words;
+use kith_object::store::StoreError;
 use kith_protocol::api::{self, Event, Failure, FailureKind, Spoken};
 
 use super::super::{Node, held};
@@ -20,15 +21,27 @@ impl Node {
         let addrs = held(&self.door).clone();
         let traffic = held(&self.traffic).clone();
         let store = self.store.clone();
-        let packs = tokio::task::spawn_blocking(move || store.usage()).await;
+        let packs = tokio::task::spawn_blocking(move || {
+            // A daemon keeps count; without one there are seldom files to look at.
+            let lost = if online {
+                0
+            } else {
+                store.lost_blocks()?.len()
+            };
+            Ok((store.usage()?, lost as u64))
+        })
+        .await;
         let settings = self.settings;
         let damaged = self.damage.load(Ordering::Relaxed);
         let dying = self.dying();
-        let usage = packs
+        let (usage, lost) = packs
             .map_err(|error| {
                 Failure::new(FailureKind::Failed, "count what is stored").because(&error)
             })?
-            .map_err(|error| store_failure("count what is stored".to_owned(), &error))?;
+            .map_err(|error: StoreError| {
+                store_failure("count what is stored".to_owned(), &error)
+            })?;
+        let (lost, healed) = (lost + self.healer.lost(), self.healer.healed());
         let mesh = self.identity.space;
         let status = self
             .look(move |device| {
@@ -58,6 +71,8 @@ impl Node {
                     damaged,
                     dying_packs: dying.0,
                     dying_bytes: dying.1,
+                    lost,
+                    healed,
                     durability: settings.durability.name().to_owned(),
                     conflicts: device.tree().conflicts().len() as u64,
                     writable: device.is_settled()

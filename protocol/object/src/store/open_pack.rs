@@ -183,7 +183,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.put_as(class, Keep::Cached, block, None)
     }
 
-    fn put_as(
+    pub(super) fn put_as(
         &self,
         class: Class,
         keep: Keep,

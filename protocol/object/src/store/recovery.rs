@@ -366,6 +366,6 @@ impl<D: Disk, I: Index> Store<D, I> {
 }
 
 /// Whether the file of a pack, closed or open, is a cached one.
-fn keep_of_name(name: &str) -> Keep {
+pub(super) fn keep_of_name(name: &str) -> Keep {
     Keep::split(name).map_or(Keep::Kept, |(_, keep)| keep)
 }

@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::{Store, StoreError, closed_id, closed_name};
+use super::recovery::keep_of_name;
+use super::{Keep, Store, StoreError, Verified, closed_id, closed_name};
 use crate::disk::{Disk, lock};
 use crate::id::{Cid, PackId};
 use crate::index::Index;
-use crate::pack::{self, BlockAt, PackError, TRAILER_BYTES};
+use crate::pack::{self, BlockAt, Class, Header, PackError, TRAILER_BYTES};
+
+/// What the names of files that were set aside end in.
+const ASIDE: &str = ".bad";
 
 /// What is wrong with a file of the store.
 #[derive(Debug)]
@@ -24,6 +28,19 @@ pub struct Damage {
     pub lost: Vec<Cid>,
     /// What the file is called now that it is set aside, its sound blocks copied; or why that could not be done.
     pub aside: Result<String, StoreError>,
+}
+
+/// A damaged file that was set aside, and what of it is not back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    /// Its blocks that no pack here has, in the order of the file.
+    pub lost: Vec<Cid>,
+    /// What its blocks are for.
+    pub class: Class,
+    /// Whether its blocks are relied upon.
+    pub keep: Keep,
+    /// Whether all blocks are known that it held: only then it is of no use once they are back.
+    pub all_known: bool,
 }
 
 /// Where index and packs differ.
@@ -129,21 +146,105 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// [`StoreError::List`], [`StoreError::Read`], [`StoreError::Index`].
     pub fn lost_blocks(&self) -> Result<Vec<Cid>, StoreError> {
         let mut lost = BTreeSet::new();
-        let names = self
-            .disk
-            .list()
-            .map_err(|source| StoreError::List { source })?;
-        for name in names.iter().filter(|name| name.ends_with(".bad")) {
-            let Some(bytes) = self.read_whole(name)? else {
-                continue;
-            };
-            for block in pack::said(&bytes) {
-                if !self.has(&block.cid)? {
-                    lost.insert(block.cid);
-                }
+        for name in self.set_aside()? {
+            if let Some(aside) = self.look_aside(&name)? {
+                lost.extend(aside.lost);
             }
         }
         Ok(lost.into_iter().collect())
+    }
+
+    /// The files that were set aside.
+    ///
+    /// # Errors
+    /// [`StoreError::List`].
+    pub fn set_aside(&self) -> Result<Vec<String>, StoreError> {
+        let mut names = self
+            .disk
+            .list()
+            .map_err(|source| StoreError::List { source })?;
+        names.retain(|name| name.ends_with(ASIDE));
+        Ok(names)
+    }
+
+    /// What a file that was set aside held; nothing if it is gone, or longer than any pack.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::Index`].
+    pub fn look_aside(&self, name: &str) -> Result<Option<Aside>, StoreError> {
+        let bytes = match self.read_whole(name) {
+            Err(StoreError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            bytes => bytes?,
+        };
+        let Some(bytes) = bytes else {
+            return Ok(None);
+        };
+        let said = pack::said(&bytes);
+        let mut lost = Vec::new();
+        for block in &said {
+            if !self.has(&block.cid)? {
+                lost.push(block.cid);
+            }
+        }
+        Ok(Some(Aside {
+            lost,
+            class: class_of(&bytes),
+            keep: keep_aside(name),
+            all_known: pack::is_all(&bytes, &said),
+        }))
+    }
+
+    /// Puts a block back that another device gave: where it was relied upon, it is again.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub fn put_back(&self, aside: &Aside, block: Verified<'_>) -> Result<bool, StoreError> {
+        self.put_as(aside.class, aside.keep, block)
+    }
+
+    /// Removes a file that was set aside, once every block that it held has been read from a pack it may be left to; answers whether it did.
+    ///
+    /// One of which not all blocks are known stays: it is all there is of them.
+    ///
+    /// # Errors
+    /// Any of [`StoreError`]; the file is then still there.
+    pub fn drop_aside(&self, name: &str) -> Result<bool, StoreError> {
+        let (class, keep) = match self.look_aside(name)? {
+            Some(aside) if aside.all_known && aside.lost.is_empty() => (aside.class, aside.keep),
+            _ => return Ok(false),
+        };
+        let Some(bytes) = self.read_whole(name)? else {
+            return Ok(false);
+        };
+        for block in pack::said(&bytes) {
+            let found = match self.get(&block.cid) {
+                Ok(Some(found)) => found,
+                Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            // It may be in a cached pack only.
+            self.put_as(
+                class,
+                keep,
+                Verified {
+                    cid: block.cid,
+                    bytes: &found,
+                },
+            )?;
+        }
+        self.flush()?;
+        let _upkeep = lock(&self.upkeep);
+        self.disk.remove(name).map_err(|source| StoreError::Write {
+            name: name.to_owned(),
+            source,
+        })?;
+        self.less_used(bytes.len() as u64);
+        self.disk
+            .sync_names()
+            .map_err(|source| self.sync_failed(source))?;
+        Ok(true)
     }
 
     /// Compares the whole index with the indexes of the packs, both ways; puts in what it lacks.
@@ -232,4 +333,19 @@ impl<D: Disk, I: Index> Store<D, I> {
         });
         Ok(unknown.collect())
     }
+}
+
+/// What the blocks of a damaged file are for. A header that is damaged does not say: then they are taken for what most are.
+fn class_of(bytes: &[u8]) -> Class {
+    Header::decode(bytes).map_or(Class::Bulk, |header| header.class)
+}
+
+/// Whether a file that was set aside was a cached one: its name still says it.
+fn keep_aside(name: &str) -> Keep {
+    let name = name.trim_end_matches(ASIDE);
+    let name = match name.rsplit_once('.') {
+        Some((name, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => name,
+    };
+    keep_of_name(name)
 }
