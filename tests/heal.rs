@@ -5,8 +5,9 @@
     reason = "a test fails by panicking"
 )]
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kith_tests::{Kith, Place, Ran, files_below, noise, number, text, wait_until};
@@ -23,7 +24,8 @@ impl Pair {
     fn new() -> Self {
         let place = Place::new(env!("CARGO_BIN_EXE_kith"));
         let (mut first, _) = place.first("first");
-        first.up();
+        // With a quota there is a file of settings.
+        first.up_with(&["--listen", "127.0.0.1", "--quota", "1G"]);
         let mut second = place.join("second", &first);
         second.up();
         let mut objects = BTreeMap::new();
@@ -75,10 +77,21 @@ impl Pair {
     }
 }
 
+/// Flips a bit where the file stands, as a disk does it: whoever has it open sees it.
 fn flip(file: &Path, at: usize) {
-    let mut bytes = fs::read(file).unwrap();
-    bytes[at] ^= 1 << (at % 8);
-    fs::write(file, bytes).unwrap();
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(file)
+        .unwrap();
+    let mut byte = [0];
+    open.read_exact_at(&mut byte, at as u64).unwrap();
+    byte[0] ^= 1 << (at % 8);
+    open.write_all_at(&byte, at as u64).unwrap();
+}
+
+fn len(file: &Path) -> usize {
+    usize::try_from(fs::metadata(file).unwrap().len()).unwrap()
 }
 
 fn lost(ran: &Ran) -> usize {
@@ -139,4 +152,163 @@ fn verify_fetches_what_it_finds_lost() {
         (0, 0)
     );
     pair.first_has_all();
+}
+
+/// Where in a file, whose length changes a little when it is healed.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Start(usize),
+    Thousandth(usize),
+    End(usize),
+}
+
+impl At {
+    fn of(self, len: usize) -> usize {
+        match self {
+            Self::Start(at) => at.min(len - 1),
+            Self::Thousandth(part) => len * part / 1000,
+            Self::End(at) => len - at.min(len),
+        }
+    }
+}
+
+/// The small files of a home that have to be what was written.
+const SMALL: [&str; 5] = ["device.key", "settings", "ports", "peers", "tickets"];
+
+impl Pair {
+    /// Flips one bit while the device runs; the check names it, heals it, and then finds everything sound.
+    fn flip_and_heal(&self, file: &Path, at: usize) {
+        let name = self.name(file);
+        flip(file, at);
+        let ran = self.first.run(["verify"]);
+        let damaged: BTreeSet<String> = ran
+            .values()
+            .iter()
+            .filter(|value| value["event"] == "damage")
+            .map(|value| text(value, "file").to_owned())
+            .collect();
+        let context = || format!("byte {at} of {name}: {:?} {}", ran.values(), ran.stderr);
+        assert_eq!(damaged, [name.clone()].into(), "{}", context());
+        assert_eq!(lost(&ran), 0, "{}", context());
+        assert_eq!(ran.code, Some(3), "{}", context());
+        let again = self.first.run(["verify"]);
+        assert_eq!(again.code, Some(0), "{}: {:?}", context(), again.values());
+    }
+}
+
+/// All of it by `KITH_LARGE=1`, else a part with all kinds of places.
+#[test]
+fn every_flipped_byte_is_named_and_healed() {
+    let mut pair = Pair::new();
+    let large = std::env::var_os("KITH_LARGE").is_some();
+    let log = pair.first.home().join("logs/entries.log");
+    let mut flipped = 0;
+    for small in SMALL {
+        let file = pair.first.home().join(small);
+        let step = if large { 1 } else { 1 + len(&file) / 2 };
+        for at in (0..len(&file)).step_by(step) {
+            pair.flip_and_heal(&file, at);
+            flipped += 1;
+        }
+    }
+    // Behind the header, in it, and in the frames; the last byte is that of a record which may be under way.
+    let places = [At::Start(0), At::Start(10), At::Start(20), At::Start(40)];
+    let parts = (1..16).map(|part| At::Thousandth(part * 62));
+    let log_places: Vec<At> = if large {
+        (0..len(&log)).map(At::Start).collect()
+    } else {
+        places
+            .into_iter()
+            .chain(parts)
+            .chain([At::End(1)])
+            .collect()
+    };
+    for at in log_places {
+        pair.flip_and_heal(&log, at.of(len(&log)));
+        flipped += 1;
+    }
+    // Header, head of a record, blocks; trailer, index.
+    let starts = [0, 9, 10, 20, 63, 64, 69].map(At::Start);
+    let parts = (1..20).map(|part| At::Thousandth(part * 50));
+    let ends = [1, 9, 20, 50, 55, 80].map(At::End);
+    let packs = pair.packs("pack").len();
+    for nth in 0..packs {
+        let longest = pair.packs("pack").iter().map(|pack| len(pack)).max();
+        let pack_places: Vec<At> = if large {
+            (0..longest.unwrap()).map(At::Start).collect()
+        } else {
+            let ends = ends.iter().copied();
+            starts
+                .into_iter()
+                .chain(parts.clone())
+                .chain(ends)
+                .collect()
+        };
+        for at in pack_places {
+            let mut packs = pair.packs("pack");
+            packs.sort_by_key(|pack| len(pack));
+            // Healing may have joined two.
+            let pack = &packs[nth.min(packs.len() - 1)];
+            pair.flip_and_heal(pack, at.of(len(pack)));
+            flipped += 1;
+        }
+    }
+    assert!(flipped >= 60, "{flipped}");
+    kith_tests::say_loudly(&format!("{flipped} bytes flipped, named and healed"));
+    pair.first_has_all();
+    pair.second.stop();
+    // What was healed lasts.
+    pair.first.stop();
+    pair.first.up();
+    pair.first.ok(["verify"]);
+    for (path, bytes) in &pair.objects {
+        assert_eq!(pair.first.cat(path), *bytes, "{path}");
+    }
+}
+
+/// Entries are lost while nobody is there, and come back with the device that has them, into the log.
+#[test]
+fn damaged_log_is_written_again() {
+    let mut pair = Pair::new();
+    let log = pair.first.home().join("logs/entries.log");
+    pair.second.stop();
+    wait_until("the second device is gone", || {
+        (number(&pair.first.status(), "connected") == 0).then_some(())
+    });
+    let at = len(&log) - 100;
+    flip(&log, at);
+    let alone = pair.first.fails(1, ["verify"]);
+    let damage = alone.event("damage");
+    assert_eq!(text(&damage, "file"), "logs/entries.log");
+    assert!(
+        text(&damage, "what").contains("1 entries are lost"),
+        "{damage}"
+    );
+    assert!(damage["mended"].is_null());
+    pair.second.up();
+    wait_until("the log is sound", || {
+        (pair.first.run(["verify"]).code == Some(0)).then_some(())
+    });
+    pair.second.agrees_with(&pair.first);
+    // Damage of which the process that finds it does not know what it took: the device starts with it.
+    pair.first.stop();
+    flip(&log, len(&log) / 2);
+    pair.first.up();
+    wait_until("the devices meet", || {
+        (number(&pair.first.status(), "connected") == 1).then_some(())
+    });
+    let named = pair.first.fails(3, ["verify"]).event("damage");
+    assert_eq!(text(&named, "file"), "logs/entries.log");
+    assert!(text(&named, "mended").len() > 10, "{named}");
+    assert!(pair.first.home().join("logs/entries.log.bad").exists());
+    pair.first.ok(["verify"]);
+    pair.second.agrees_with(&pair.first);
+    pair.second.stop();
+    // It is all in the log: nobody is there to ask.
+    pair.first.stop();
+    pair.first.up();
+    pair.first.ok(["verify"]);
+    for (path, bytes) in &pair.objects {
+        assert_eq!(pair.first.cat(path), *bytes, "{path}");
+    }
 }

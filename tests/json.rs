@@ -126,7 +126,7 @@ fn seen() -> Shapes {
     let mut bytes = fs::read(&pack).unwrap();
     bytes[200] ^= 1;
     fs::write(&pack, bytes).unwrap();
-    let mut verified = first.run(["--json", "verify"]).values();
+    let mut verified = first.run(["verify"]).values();
     verified.retain(|value| value["event"] != "failed");
     note_all(&mut shapes, &verified);
     note_all(&mut shapes, &more);

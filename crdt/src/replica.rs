@@ -340,6 +340,12 @@ impl Replica {
         self.find(id).is_some_and(|node| node.in_digest)
     }
 
+    /// The stamp of an entry that digests cover: with its id, its key in them.
+    pub fn stamp(&self, id: &EntryId) -> Option<Hlc> {
+        let node = self.find(id).filter(|node| node.in_digest)?;
+        Some(node.hlc)
+    }
+
     /// Whether the entry counts.
     pub fn counts(&self, id: &EntryId) -> bool {
         self.find(id).is_some_and(|node| node.counted)

@@ -238,6 +238,14 @@ impl Home {
                 path: self.path.clone(),
             });
         }
+        self.rewrite_identity(identity)
+    }
+
+    /// Writes the key file again from the memory of a process that read it while it was sound.
+    ///
+    /// # Errors
+    /// [`HomeError::Io`].
+    pub(crate) fn rewrite_identity(&self, identity: &Identity) -> Result<(), HomeError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES));
         bytes.extend_from_slice(KEY_MAGIC);
         bytes.extend_from_slice(&identity.space.0);

@@ -5,6 +5,7 @@ mod door;
 mod driver;
 mod gc;
 mod heal;
+mod log;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -302,6 +303,7 @@ impl Node {
             blocking(move || {
                 let identity = home.identity()?;
                 let lock = lock(&home, if online { "kith up" } else { "a kith command" })?;
+                let settings_lost = home.settings().is_err();
                 let settings = settings(&home, options.as_ref())?;
                 // The device is in: what it would have needed to try again is a secret too many.
                 home.forget_joining()?;
@@ -311,6 +313,7 @@ impl Node {
                     store::open_store(home.path(), identity.space, &index_key, settings)
                         .map_err(NodeError::Store)?;
                 let mut opening = crate::verify::of_recovery(&report);
+                opening.extend(crate::verify::check_files(&home, Some(&identity.keys)));
                 let place = crate::verify::kept_place(&home, crate::verify::ROUND_FILE);
                 let scrub = Mutex::new(online.then(|| Scrub::resume(Pace::STEADY, &place)));
                 if report != kith_object::store::RecoveryReport::default() {
@@ -329,7 +332,8 @@ impl Node {
                 let logs =
                     store::open_logs(home.path(), settings.durability).map_err(NodeError::Store)?;
                 // Blocks, then the entries that name them.
-                let settlers = [store.disk().settler(), logs.settler()];
+                let log_settler = logs.settler();
+                let settlers = [store.disk().settler(), log_settler.clone()];
                 let (log, report) = open_log(logs, |offset, record| {
                     if let Some(id) = waking.record(&record) {
                         offsets.insert(id, offset);
@@ -351,12 +355,17 @@ impl Node {
                 if let Some(book) = home.read_sealed(BOOK_FILE, &identity.keys) {
                     device.recall(&book);
                 }
+                // They are in the log and count for nothing.
+                for id in device.cut_short() {
+                    offsets.remove(id);
+                }
                 let store = Arc::new(store);
                 let parts = Parts {
                     device,
                     store: store.clone(),
                     log,
                     offsets,
+                    settler: log_settler,
                     net: None,
                     keep_book: book_keeper(home.clone(), identity.keys.clone()),
                     unsettled: home.path().join(UNSETTLED_FILE),
@@ -380,7 +389,7 @@ impl Node {
                     scrub,
                     damage: AtomicU64::new(0),
                     gc: gc::Collector::default(),
-                    healer: heal::Healer::default(),
+                    healer: heal::Healer::of(&report, settings_lost),
                     driver: Mutex::new(None),
                     _lock: lock,
                 };

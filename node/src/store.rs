@@ -28,7 +28,7 @@ pub type DiskStore = Store<RealDisk, FjallIndex>;
 /// The folder of packs in a home.
 pub(crate) const PACKS: &str = "packs";
 /// The folder of logs in a home.
-const LOGS: &str = "logs";
+pub(crate) const LOGS: &str = "logs";
 /// The folder of the index in a home.
 const INDEX: &str = "index";
 /// There while the index is made anew on demand.

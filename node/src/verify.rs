@@ -3,7 +3,9 @@
 //! Spec: `protocol/spec/store.md`, "Scrub".
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 
 use kith_object::disk::Disk;
 use kith_object::id::{Cid, PackId};
@@ -65,10 +67,9 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
         found.push(Finding::of(KEY_FILE, told(&error)));
     }
     match home.settings() {
-        Err(HomeError::SettingsDamaged { .. }) => found.push(Finding::of(
-            SETTINGS_FILE,
-            "not what was written; the defaults are used",
-        )),
+        Err(HomeError::SettingsDamaged { .. }) => {
+            found.push(Finding::of(SETTINGS_FILE, "not what was written"))
+        }
         Err(error) => found.push(Finding::of(SETTINGS_FILE, told(&error))),
         Ok(_) => {}
     }
@@ -79,10 +80,7 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
     let mut check = |name: &str, sound: &dyn Fn(&[u8]) -> bool| match read(name) {
         None => {}
         Some(Ok(bytes)) if sound(&bytes) => {}
-        Some(Ok(_)) => found.push(Finding::of(
-            name,
-            "not what was written; it is learnt or made again",
-        )),
+        Some(Ok(_)) => found.push(Finding::of(name, "not what was written")),
         Some(Err(error)) => found.push(Finding::of(name, format!("cannot be read: {error}"))),
     };
     check(PORTS_FILE, &|bytes| {
@@ -101,42 +99,51 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
     found
 }
 
+/// The file of the log, from the home on.
+pub(crate) fn log_file() -> String {
+    format!("logs/{LOG}")
+}
+
+/// The places of the log that hold no intact record.
+pub(crate) fn damaged_places(home: &Home) -> io::Result<Vec<Range<u64>>> {
+    let disk = store::open_logs(home.path(), Durability::Group).map_err(io::Error::other)?;
+    let mut check = log::check(&disk, LOG)?;
+    // What stands at the end may be half of what is being written.
+    for _ in 0..LOG_LOOKS {
+        if check
+            .damaged
+            .last()
+            .is_none_or(|last| last.end < check.bytes)
+        {
+            break;
+        }
+        check = log::check(&disk, LOG)?;
+    }
+    Ok(check.damaged)
+}
+
+/// Keeps a copy of what stands in damaged places of the log, behind what was kept before.
+pub(crate) fn keep_damaged(home: &Home, places: &[Range<u64>]) -> io::Result<()> {
+    let folder = home.path().join(store::LOGS);
+    let log = fs::File::open(folder.join(LOG))?;
+    let mut copy = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.join(format!("{LOG}.bad")))?;
+    for place in places {
+        let mut part = &log;
+        part.seek(io::SeekFrom::Start(place.start))?;
+        io::copy(&mut part.take(place.end - place.start), &mut copy)?;
+    }
+    copy.sync_all()
+}
+
 /// Checks the logs, and changes nothing.
 pub(crate) fn check_logs(home: &Home) -> Vec<Finding> {
-    let file = format!("logs/{LOG}");
-    let checked = store::open_logs(home.path(), Durability::Group)
-        .map_err(io::Error::other)
-        .and_then(|disk| {
-            let mut check = log::check(&disk, LOG)?;
-            // What stands at the end may be half of what is being written.
-            for _ in 0..LOG_LOOKS {
-                if check
-                    .damaged
-                    .last()
-                    .is_none_or(|last| last.end < check.bytes)
-                {
-                    break;
-                }
-                check = log::check(&disk, LOG)?;
-            }
-            Ok(check)
-        });
-    match checked {
-        Ok(check) => check
-            .damaged
-            .into_iter()
-            .map(|range| Finding {
-                offset: Some(range.start),
-                ..Finding::of(
-                    file.clone(),
-                    format!(
-                        "{} bytes hold no intact record; other devices are asked for what was there",
-                        range.end - range.start
-                    ),
-                )
-            })
-            .collect(),
-        Err(error) => vec![Finding::of(file, format!("cannot be read: {error}"))],
+    match damaged_places(home) {
+        Ok(places) => places.into_iter().map(damaged_place).collect(),
+        Err(error) => vec![Finding::of(log_file(), format!("cannot be read: {error}"))],
     }
 }
 
@@ -232,9 +239,10 @@ pub(crate) fn of_recovery(report: &RecoveryReport) -> Vec<Finding> {
     found
 }
 
-/// What opening the log met and has mended; what stays in it is found by a check.
-pub(crate) fn of_log(len: u64, report: &LogReport) -> Option<Finding> {
-    (report.torn_bytes > 0).then(|| Finding {
+/// What opening the log met: places that are damaged, and an end that was cut off.
+pub(crate) fn of_log(len: u64, report: &LogReport) -> Vec<Finding> {
+    let places = report.damaged.iter().cloned().map(damaged_place);
+    let torn = (report.torn_bytes > 0).then(|| Finding {
         offset: Some(len),
         mended: Some(format!("cut off there; a copy is in logs/{LOG}.torn")),
         ..Finding::of(
@@ -244,7 +252,18 @@ pub(crate) fn of_log(len: u64, report: &LogReport) -> Option<Finding> {
                 report.torn_bytes
             ),
         )
-    })
+    });
+    places.chain(torn).collect()
+}
+
+fn damaged_place(place: Range<u64>) -> Finding {
+    Finding {
+        offset: Some(place.start),
+        ..Finding::of(
+            log_file(),
+            format!("{} bytes hold no intact record", place.end - place.start),
+        )
+    }
 }
 
 pub(crate) fn of_damage(damage: Damage) -> Finding {

@@ -86,6 +86,8 @@ pub enum Input {
     Added(Key),
     /// It does not count any more.
     Removed(Key),
+    /// The entry of that key counts, and is not on disk any more: it is asked for again.
+    Lost(Key),
     /// This device has written an entry; it is on disk.
     NewLocal {
         /// Its key.
@@ -261,6 +263,7 @@ impl Gossip {
                     self.stir(true);
                 }
             }
+            Input::Lost(key) => self.lost(&key),
             Input::NewLocal { key, entry } => self.spread(key, entry),
             Input::Frame { peer, bytes } => self.frame(peer, &bytes),
             Input::Published { from, bytes } => self.published(from, &bytes),
@@ -396,6 +399,19 @@ impl Gossip {
             peer.fruit = Some(self.now);
         }
         self.stir(true);
+    }
+
+    /// Takes an entry out of the digest and asks a connected device for it; if that has not got it, a walk finds who has.
+    fn lost(&mut self, key: &Key) {
+        if !self.tree.remove(key) {
+            return;
+        }
+        self.stir(true);
+        let count = u64::try_from(self.peers.len()).unwrap_or(u64::MAX);
+        let nth = usize::try_from(self.rng.below(count.max(1))).unwrap_or_default();
+        if let Some(peer) = self.peers.keys().nth(nth).copied() {
+            self.call(peer, key);
+        }
     }
 
     /// Has the root told soon.

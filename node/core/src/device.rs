@@ -2,6 +2,7 @@
 //!
 //! Spec: `protocol/spec/device.md`, "Shell".
 
+mod unreadable;
 mod waking;
 
 #[cfg(test)]
@@ -127,6 +128,8 @@ pub enum Input {
         /// The entries.
         entries: Vec<(EntryId, Bytes)>,
     },
+    /// The bytes of these entries in the log are not what was written.
+    Unreadable(Vec<EntryId>),
     /// Blocks are now on this disk.
     Stored(Vec<Cid>),
     /// The owner wants something done.
@@ -367,6 +370,10 @@ pub struct Device {
     policy: Policy,
     /// The entries of `access`, for newcomers: they are few.
     access_log: BTreeMap<EntryId, Bytes>,
+    /// Entries whose bytes on disk are damaged, until they come again.
+    unreadable: BTreeMap<EntryId, gossip::Key>,
+    /// Entries of the log that are left out since their group was cut short.
+    cut_short: BTreeSet<EntryId>,
     book: Book,
     telling: Telling,
     own_addrs: Vec<String>,
@@ -393,6 +400,7 @@ pub struct Device {
 #[derive(Debug)]
 enum Waiting {
     Digest(gossip::Key, bool),
+    Lost(gossip::Key),
     Spread(gossip::Key, Bytes),
     Done(u64),
     Provide(Cid),
@@ -447,6 +455,8 @@ impl Device {
             exchange: Exchange::new(),
             policy: Policy::default(),
             access_log: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            cut_short: BTreeSet::new(),
             book: Book::default(),
             telling: Telling::default(),
             own_addrs: Vec::new(),
@@ -533,6 +543,7 @@ impl Device {
                 self.gossip
                     .handle(self.now, gossip::Input::Loaded { token, entries });
             }
+            Input::Unreadable(ids) => self.found_unreadable(&ids),
             Input::Stored(cids) => self
                 .exchange
                 .handle(self.now, exchange::Input::Stored(cids)),
@@ -630,6 +641,11 @@ impl Device {
         (self.gossip.root(), self.gossip.len())
     }
 
+    /// Whether another device has said since the start that it knows exactly what this one knows.
+    pub fn has_agreed(&self) -> bool {
+        self.gossip.agreed().is_some()
+    }
+
     /// Devices connected now.
     pub fn peers(&self) -> &BTreeSet<DeviceId> {
         &self.connected
@@ -679,6 +695,10 @@ impl Device {
             "what is durable is let go"
         );
         self.upkeep.check_invariants();
+        assert!(
+            self.unreadable.keys().all(|id| self.replica.in_digest(id)),
+            "only what counts is asked for again"
+        );
         self.telling.check_invariants();
         self.exchange.check_invariants();
         self.gossip.check_invariants();
@@ -973,6 +993,7 @@ impl Device {
     /// Takes in an entry from elsewhere.
     fn deliver(&mut self, from: DeviceId, bytes: &Bytes) {
         match Entry::decode(bytes) {
+            Ok(entry) if self.comes_again(&entry) => {}
             Ok(entry) => {
                 if let Inserted::Rejected(reason) = self.replica.insert(entry) {
                     tracing::debug!(peer = %from, reason, "entry rejected");
@@ -1037,6 +1058,9 @@ impl Device {
 
     fn draw_consequences(&mut self) {
         for change in self.replica.take_digest_changes() {
+            if !change.added {
+                self.unreadable.remove(&change.id);
+            }
             self.hold(Waiting::Digest(
                 gossip::Key {
                     hlc: change.hlc.0,
@@ -1165,6 +1189,7 @@ impl Device {
                 Waiting::Digest(key, false) => {
                     self.gossip.handle(self.now, gossip::Input::Removed(key))
                 }
+                Waiting::Lost(key) => self.gossip.handle(self.now, gossip::Input::Lost(key)),
                 Waiting::Spread(key, entry) => self
                     .gossip
                     .handle(self.now, gossip::Input::NewLocal { key, entry }),

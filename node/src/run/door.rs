@@ -37,6 +37,8 @@ pub(super) enum DoorAsk {
         tell: mpsc::UnboundedSender<News>,
         answer: oneshot::Sender<Result<Ticket, IssueError>>,
     },
+    /// Tell what the book of tickets is now.
+    Book(oneshot::Sender<SecretBytes>),
     /// Something for the machine.
     Machine(Input),
 }
@@ -76,6 +78,13 @@ pub(super) fn keeper() -> (DoorKeeper, mpsc::Receiver<DoorAsk>) {
 impl DoorKeeper {
     async fn ask(&self, ask: DoorAsk) {
         let _ = self.asks.send(ask).await;
+    }
+
+    /// The book of tickets as it is now; `None` if nobody keeps the door.
+    pub(super) async fn book(&self) -> Option<SecretBytes> {
+        let (answer, book) = oneshot::channel();
+        self.ask(DoorAsk::Book(answer)).await;
+        book.await.ok()
     }
 
     fn machine(&self, input: Input) {
@@ -144,6 +153,9 @@ pub(super) async fn keep(
                         keeper.proved.remove(knock);
                     }
                     keeper.machine.handle(now(), input);
+                }
+                Some(DoorAsk::Book(answer)) => {
+                    let _ = answer.send(keeper.machine.book().encode());
                 }
                 Some(DoorAsk::Issue { role, yes, tell, answer }) => keeper.issue(role, yes, tell, answer),
                 None => return,

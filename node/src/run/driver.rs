@@ -1,6 +1,7 @@
 //! The event loop around the device machine: inputs in, effects out, and nothing decided here.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +14,12 @@ use kith_object::id::{Cid, DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
 use tokio::sync::{mpsc, oneshot};
 
+use super::log::{LoadFor, LogKeeper, ToLog};
 use crate::config::now;
 use crate::net::{self, GossipId, InsideHandle, NetEvent, NetEvents};
 use crate::source::Arrival;
-use crate::store::{DiskStore, RealDisk};
-use kith_object::log::Log;
+use crate::store::{DiskStore, RealDisk, Settler};
+use kith_object::log::{Log, LogError};
 
 /// Blocks read for peers that wait for the reading thread; the exchange bounds what it asks for, this is the belt to its braces.
 const LOADS_MAX: usize = 4096;
@@ -40,6 +42,10 @@ pub(crate) enum Ask {
         ids: Vec<EntryId>,
         answer: oneshot::Sender<Vec<(EntryId, Bytes)>>,
     },
+    /// Something for the log's thread.
+    Log(ToLog),
+    /// Keep the address book, though nothing in it is new.
+    KeepBook(oneshot::Sender<()>),
     /// The log could not be written: nothing can be acknowledged any more.
     LogFailed(Arc<str>),
     Stop,
@@ -119,6 +125,36 @@ impl Asker {
         let _ = self.asks.send(Ask::Input(input));
     }
 
+    /// Entries that stand in damaged places of the log and cannot be read any more; they are asked for again.
+    pub(super) async fn judge_log(&self, damaged: Vec<Range<u64>>) -> Option<Vec<EntryId>> {
+        let (answer, judged) = oneshot::channel();
+        let _ = self.asks.send(Ask::Log(ToLog::Judge { damaged, answer }));
+        judged.await.ok()
+    }
+
+    /// Writes the log anew; false if an entry besides these cannot be read. `None` if the device is ending.
+    pub(super) async fn write_log_anew(
+        &self,
+        without: Vec<EntryId>,
+    ) -> Option<Result<bool, LogError>> {
+        let (answer, written) = oneshot::channel();
+        let anew = ToLog::WriteAnew { without, answer };
+        let _ = self.asks.send(Ask::Log(anew));
+        written.await.ok()
+    }
+
+    /// Has the address book kept, though nothing in it is new. `None` if the device is ending.
+    pub(super) async fn keep_book(&self) -> Option<()> {
+        let (answer, kept) = oneshot::channel();
+        let _ = self.asks.send(Ask::KeepBook(answer));
+        kept.await.ok()
+    }
+
+    /// Says that the log can be written no more.
+    pub(super) fn log_failed(&self, why: Arc<str>) {
+        let _ = self.asks.send(Ask::LogFailed(why));
+    }
+
     /// Ends the driver.
     pub(crate) fn stop(&self) {
         let _ = self.asks.send(Ask::Stop);
@@ -135,6 +171,8 @@ pub(crate) struct Parts {
     pub(crate) log: Log<RealDisk>,
     /// Where each entry of the log begins.
     pub(crate) offsets: BTreeMap<EntryId, u64>,
+    /// Does the syncs of the log that relaxed durability puts off.
+    pub(crate) settler: Settler,
     pub(crate) net: Option<(InsideHandle, NetEvents)>,
     /// Keeps the address book.
     pub(crate) keep_book: Box<dyn Fn(Bytes) + Send>,
@@ -159,26 +197,6 @@ struct Driver {
     log_failed: Option<Arc<str>>,
 }
 
-enum ToLog {
-    Append {
-        number: u64,
-        id: EntryId,
-        entry: Bytes,
-    },
-    Load {
-        ids: Vec<EntryId>,
-        to: LoadFor,
-    },
-}
-
-/// Whom entries are read for.
-enum LoadFor {
-    /// The machine, which gave this token.
-    Machine(u64),
-    /// A call of this process.
-    Call(oneshot::Sender<Vec<(EntryId, Bytes)>>),
-}
-
 /// A queue for asks, before the driver exists.
 pub(crate) fn asks(online: bool) -> (Asker, mpsc::UnboundedReceiver<Ask>) {
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -200,8 +218,13 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         .net
         .map_or((None, None), |(net, events)| (Some(net), Some(events)));
     let logger = {
-        let (asker, log, offsets) = (asker.clone(), parts.log, parts.offsets);
-        std::thread::spawn(move || keep_log(&log, offsets, &log_queue, &asker))
+        let keeper = LogKeeper {
+            log: parts.log,
+            offsets: parts.offsets,
+            settler: parts.settler,
+            asker: asker.clone(),
+        };
+        std::thread::spawn(move || keeper.keep(&log_queue))
     };
     let reader = {
         let (asker, store) = (asker.clone(), parts.store);
@@ -293,6 +316,13 @@ impl Driver {
             Ask::Entries { ids, answer } => {
                 let to = LoadFor::Call(answer);
                 let _ = self.to_log.send(ToLog::Load { ids, to });
+            }
+            Ask::KeepBook(answer) => {
+                (self.keep_book)(self.device.book().encode(&self.device.id(), &[]));
+                let _ = answer.send(());
+            }
+            Ask::Log(item) => {
+                let _ = self.to_log.send(item);
             }
             Ask::LogFailed(why) => {
                 tracing::error!(%why, "the log cannot be written");
@@ -509,66 +539,6 @@ fn from_core(channel: Channel) -> net::Channel {
         Channel::Bitswap => net::Channel::Bitswap,
         Channel::Sync => net::Channel::Sync,
     }
-}
-
-/// The log's own thread: writes all that waits, makes it durable with one fsync, says so; reads entries for peers.
-fn keep_log(
-    log: &Log<RealDisk>,
-    mut offsets: BTreeMap<EntryId, u64>,
-    queue: &blocking::Receiver<ToLog>,
-    asker: &Asker,
-) {
-    while let Ok(first) = queue.recv() {
-        let mut last = None;
-        let mut loads = Vec::new();
-        for item in std::iter::once(first).chain(queue.try_iter()) {
-            match item {
-                ToLog::Append { number, id, entry } => match log.append(&entry) {
-                    Ok(offset) => {
-                        offsets.insert(id, offset);
-                        last = Some(number);
-                    }
-                    Err(error) => return fail_log(&error, asker),
-                },
-                ToLog::Load { ids, to } => loads.push((ids, to)),
-            }
-        }
-        if let Some(last) = last {
-            if let Err(error) = log.sync() {
-                return fail_log(&error, asker);
-            }
-            asker.input(Input::Appended(last));
-        }
-        for (ids, to) in loads {
-            let read = |id: EntryId| {
-                let offset = offsets.get(&id)?;
-                match log.read(*offset) {
-                    Ok(entry) => Some((id, entry)),
-                    Err(error) => {
-                        tracing::warn!(%error, "entry of the log cannot be read");
-                        None
-                    }
-                }
-            };
-            let entries = ids.into_iter().filter_map(read).collect();
-            match to {
-                LoadFor::Machine(token) => asker.input(Input::LoadedEntries { token, entries }),
-                // Who asked may have gone.
-                LoadFor::Call(answer) => drop(answer.send(entries)),
-            }
-        }
-    }
-}
-
-fn fail_log(error: &dyn std::error::Error, asker: &Asker) {
-    let mut why = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        why.push_str(": ");
-        why.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    let _ = asker.asks.send(Ask::LogFailed(why.into()));
 }
 
 /// The reading thread for peers.

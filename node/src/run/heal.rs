@@ -4,6 +4,9 @@
 //!
 //! Spec: `protocol/spec/store.md`, "Healing".
 
+mod files;
+mod log;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +14,10 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use kith_object::id::{Cid, DeviceId};
+use kith_object::log::LogReport;
 use kith_object::store::{Aside, StoreError, Verified};
+
+pub(super) use log::LogHealed;
 
 use super::calls::CancelOnDrop;
 use super::{Asker, Node};
@@ -39,9 +45,25 @@ pub(super) struct Healer {
     lost: AtomicU64,
     /// Blocks that came back since the start.
     healed: AtomicU64,
+    /// The log has damaged places.
+    log_damaged: AtomicBool,
+    /// Some were there before this process read it, so that nobody here knows what stood in them.
+    log_unknown: AtomicBool,
+    /// The settings could not be read at the start.
+    settings_lost: bool,
 }
 
 impl Healer {
+    /// As it stands once the log was read.
+    pub(super) fn of(log: &LogReport, settings_lost: bool) -> Self {
+        Self {
+            log_damaged: AtomicBool::new(!log.damaged.is_empty()),
+            log_unknown: AtomicBool::new(!log.damaged.is_empty()),
+            settings_lost,
+            ..Self::default()
+        }
+    }
+
     /// Says that damage was found.
     pub(super) fn wake(&self) {
         self.found.notify_one();
@@ -68,6 +90,8 @@ pub(super) struct Pass {
     healed: u64,
     /// Why something could not be read or put back.
     pub(super) trouble: Option<StoreError>,
+    /// The log is still damaged.
+    log_left: bool,
 }
 
 impl Node {
@@ -82,7 +106,7 @@ impl Node {
             if pass.healed > 0 {
                 pause = PAUSE_FIRST;
             }
-            if pass.lost.is_empty() && pass.trouble.is_none() {
+            if pass.lost.is_empty() && pass.trouble.is_none() && !pass.log_left {
                 pause = PAUSE_FIRST;
                 self.healer.found.notified().await;
                 continue;
@@ -129,7 +153,11 @@ impl Node {
             asked,
             healed: 0,
             trouble: None,
+            log_left: false,
         };
+        if self.healer.log_damaged.load(Ordering::Relaxed) {
+            pass.log_left = matches!(self.heal_log_now().await, LogHealed::Left(_));
+        }
         if let Ok(blocks) = done.await {
             pass.lost = blocks.lost;
             pass.healed = blocks.healed;
@@ -147,6 +175,12 @@ impl Node {
             );
         }
         pass
+    }
+
+    /// Has the entries of a damaged log written again.
+    pub(super) async fn heal_log(&self) -> LogHealed {
+        let _turn = self.healer.turn.lock().await;
+        self.heal_log_now().await
     }
 
     async fn connected(&self) -> BTreeSet<DeviceId> {

@@ -47,6 +47,8 @@ struct Checker {
     store: Arc<DiskStore>,
     place_file: &'static str,
     found: Vec<Finding>,
+    /// What was told already: found when the device was opened.
+    told: Vec<(String, Option<u64>)>,
 }
 
 impl Checker {
@@ -80,9 +82,13 @@ impl Checker {
                     scrub.handle(now(), Input::Checked { pack, bytes });
                 }
                 Effect::Rest => {
-                    let files = verify::check_files(&self.home, Some(&self.keys));
-                    self.found.extend(files);
-                    self.found.extend(verify::check_logs(&self.home));
+                    let mut found = verify::check_files(&self.home, Some(&self.keys));
+                    found.extend(verify::check_logs(&self.home));
+                    found.retain(|found| {
+                        let mut told = self.told.iter();
+                        !told.any(|(file, offset)| (file, offset) == (&found.file, &found.offset))
+                    });
+                    self.found.extend(found);
                     self.found.extend(verify::compare_index(&self.store));
                     scrub.handle(now(), Input::RestChecked);
                 }
@@ -106,6 +112,7 @@ impl Node {
             store: self.store.clone(),
             place_file,
             found: Vec::new(),
+            told: Vec::new(),
         }
     }
 
@@ -124,7 +131,9 @@ impl Node {
             let Ok((stepped, found, outcome)) = stepped else {
                 return;
             };
-            for finding in found {
+            let mut log = None;
+            for mut finding in found {
+                self.mend(&mut finding, &mut log).await;
                 tracing::error!(file = %finding.file, offset = ?finding.offset, what = %finding.what, lost = finding.lost.len(), "damage found");
                 self.damage.fetch_add(1, Ordering::Relaxed);
                 self.healer.wake();
@@ -173,11 +182,20 @@ impl Node {
             move || checked.cancelled.store(true, Ordering::Relaxed)
         });
         let (found_to, mut found) = tokio::sync::mpsc::unbounded_channel();
-        for finding in held(&self.opening).drain(..) {
+        let mut before: Vec<Finding> = held(&self.opening).drain(..).collect();
+        // This check is about to write its own place there.
+        let place = verify::kept_place(&self.home, PLACE_FILE);
+        let named = before.iter().any(|finding| finding.file == PLACE_FILE);
+        if !named && !place.is_empty() && !Scrub::is_place(&place) {
+            before.push(Finding::of(PLACE_FILE, "not what was written"));
+        }
+        let mut checker = self.checker(PLACE_FILE);
+        for finding in before {
+            checker.told.push((finding.file.clone(), finding.offset));
             let _ = found_to.send(finding);
         }
         let work = {
-            let (mut checker, checked) = (self.checker(PLACE_FILE), checked.clone());
+            let checked = checked.clone();
             move || {
                 let mut scrub = scrub;
                 // Blocks of packs that are still open are checked once those are closed.
@@ -197,10 +215,11 @@ impl Node {
         };
         let mut task = tokio::task::spawn_blocking(work);
         let mut ticks = tokio::time::interval(super::calls::PROGRESS_EVERY);
-        let (mut damaged, mut mended) = (0, 0);
+        let (mut damaged, mut mended, mut log) = (0, 0, None);
         let done = loop {
             tokio::select! {
-                Some(finding) = found.recv() => {
+                Some(mut finding) = found.recv() => {
+                    self.mend(&mut finding, &mut log).await;
                     damaged += 1;
                     mended += u64::from(finding.mended.is_some());
                     told(tell, event(&finding)).await?;
@@ -209,7 +228,8 @@ impl Node {
                 _ = ticks.tick() => checked.tell(tell),
             }
         };
-        while let Ok(finding) = found.try_recv() {
+        while let Ok(mut finding) = found.try_recv() {
+            self.mend(&mut finding, &mut log).await;
             damaged += 1;
             mended += u64::from(finding.mended.is_some());
             told(tell, event(&finding)).await?;

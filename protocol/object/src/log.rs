@@ -157,6 +157,10 @@ impl<D: Disk> Log<D> {
             name: name.to_owned(),
             source,
         };
+        // Left by one that was being written anew; if it cannot be removed it does no harm.
+        if disk.len(&fresh_name(name)).is_ok() {
+            let _ = forget(&disk, &fresh_name(name));
+        }
         let mut len = match disk.len(name) {
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -337,6 +341,74 @@ impl<D: Disk> Log<D> {
         })
     }
 
+    /// Writes the log anew: the records at these offsets, in this order, and nothing else. `moved` is told of each where it was and where it is.
+    ///
+    /// A crash leaves the log as it was or as it is then; an error before the new one has the name, as it was. `settle` does what syncs of the disk may
+    /// have put off, so that no name comes before what it stands for.
+    ///
+    /// # Errors
+    /// [`LogError::NoRecord`] if one of the records is not intact, [`LogError::Read`], [`LogError::Write`], [`LogError::Sync`], [`LogError::Broken`].
+    ///
+    /// Spec: `protocol/spec/log.md`, "Writing anew".
+    pub fn write_anew(
+        &mut self,
+        offsets: &[u64],
+        mut moved: impl FnMut(u64, u64),
+        settle: impl Fn() -> io::Result<()>,
+    ) -> Result<(), LogError> {
+        let name = self.name.clone();
+        if lock(&self.state).broken {
+            return Err(LogError::Broken { name });
+        }
+        let fresh = fresh_name(&name);
+        let write_error = |source| LogError::Write {
+            name: name.clone(),
+            source,
+        };
+        let sync_error = |source| LogError::Sync {
+            name: name.clone(),
+            source,
+        };
+        let write = || -> Result<(u64, Vec<(u64, u64)>), LogError> {
+            forget(&self.disk, &fresh).map_err(write_error)?;
+            self.disk.create(&fresh).map_err(write_error)?;
+            self.disk.append(&fresh, &header()).map_err(write_error)?;
+            let mut len = HEADER_BYTES as u64;
+            let mut places = Vec::with_capacity(offsets.len());
+            for offset in offsets {
+                let record = self.read(*offset)?;
+                let head = frame_head(len, record.len(), &record_hash(&record));
+                self.disk
+                    .append_parts(&fresh, &[&head, &record])
+                    .map_err(write_error)?;
+                places.push((*offset, len));
+                len += (FRAME_BYTES + record.len()) as u64;
+            }
+            self.disk.sync(&fresh).map_err(sync_error)?;
+            settle().map_err(sync_error)?;
+            self.disk.rename(&fresh, &name).map_err(write_error)?;
+            Ok((len, places))
+        };
+        let (len, places) = match write() {
+            Ok(written) => written,
+            Err(error) => {
+                // If it stays, the next opening removes it.
+                let _ = forget(&self.disk, &fresh);
+                return Err(error);
+            }
+        };
+        let named = self.disk.sync_names().and_then(|()| settle());
+        self.state = Mutex::new(State {
+            len,
+            broken: named.is_err(),
+        });
+        self.group = Group::from(len);
+        for (from, to) in places {
+            moved(from, to);
+        }
+        named.map_err(sync_error)
+    }
+
     /// Reads the record at an offset that [`Log::append`] or [`Log::open_each`] gave.
     ///
     /// # Errors
@@ -434,13 +506,23 @@ impl LogReport {
     }
 }
 
+/// What a log that is written anew is called until it is whole.
+fn fresh_name(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// Removes a file that may not be there.
+fn forget(disk: &impl Disk, name: &str) -> io::Result<()> {
+    match disk.remove(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Copies the end of a log to `<name>.torn`, durably, in place of an earlier copy.
 fn keep_tail(disk: &impl Disk, name: &str, from: u64, len: u64) -> io::Result<()> {
     let copy = format!("{name}.torn");
-    match disk.remove(&copy) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    forget(disk, &copy)?;
     let write = || -> io::Result<()> {
         disk.create(&copy)?;
         let mut offset = from;

@@ -388,6 +388,53 @@ fn stolen_admin_is_removed_by_the_words() {
 }
 
 #[test]
+fn entries_that_cannot_be_read_come_again_from_whoever_has_them() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
+    for name in ["/a", "/b", "/c"] {
+        mesh.write(0, name).unwrap();
+    }
+    // The third device has them; the second will have what it is given.
+    mesh.connect(0, 2);
+    mesh.disconnect(0, 2);
+    let before = mesh.devices[0].digest();
+    let lost = std::mem::take(&mut mesh.logs[0]);
+    let ids: Vec<EntryId> = lost.iter().map(|(id, _)| *id).collect();
+    mesh.handle(0, Input::Unreadable(ids.clone()));
+    mesh.run();
+    // Of access all is in memory; the rest is no longer said to be here.
+    let access = mesh.devices[0].replica().access_entries();
+    let again: BTreeSet<EntryId> = mesh.logs[0].iter().map(|(id, _)| *id).collect();
+    assert_eq!(again, access.into_iter().collect());
+    assert_eq!(mesh.devices[0].unreadable().count(), 3);
+    assert_eq!(mesh.devices[0].digest().1, before.1 - 3);
+    // What only looks like one of them is not taken for it.
+    let name = *mesh.devices[0].unreadable().next().unwrap();
+    let (_, bytes) = lost.iter().find(|(id, _)| *id == name).unwrap();
+    let mut forged = bytes.to_vec();
+    let entry = Entry::decode(bytes).unwrap();
+    let signed = forged
+        .windows(64)
+        .position(|part| part == entry.signature())
+        .unwrap();
+    forged[signed] ^= 1;
+    let other = mesh.id(2);
+    mesh.devices[0].deliver(other, &Bytes::from(forged));
+    mesh.run();
+    assert_eq!(mesh.devices[0].unreadable().count(), 3);
+    // The second cannot give them; the third can.
+    mesh.connect(0, 1);
+    assert_eq!(mesh.devices[0].unreadable().count(), 3);
+    mesh.connect(0, 2);
+    assert_eq!(mesh.devices[0].unreadable().count(), 0);
+    assert_eq!(mesh.devices[0].digest(), before);
+    let again: BTreeSet<EntryId> = mesh.logs[0].iter().map(|(id, _)| *id).collect();
+    assert_eq!(again, ids.into_iter().collect());
+    for name in ["/a", "/b", "/c"] {
+        assert!(mesh.sees(0, name) && mesh.sees(1, name), "{name}");
+    }
+}
+
+#[test]
 fn objects_sealed_before_a_removal_are_not_named_after_it() {
     let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
     mesh.connect(0, 1);

@@ -62,8 +62,8 @@ impl Waking {
         };
         let unfinished = std::mem::take(&mut self.groups).unfinished();
         if log_is_damaged {
-            for id in unfinished {
-                if let Some(entry) = entry(&id) {
+            for id in &unfinished {
+                if let Some(entry) = entry(id) {
                     self.take(entry);
                 }
             }
@@ -99,6 +99,10 @@ impl Waking {
             }
         }
         self.draw();
+        let dropped = unfinished
+            .into_iter()
+            .filter(|id| !log_is_damaged && !self.device.replica.contains(id));
+        self.device.cut_short = dropped.collect();
         self.device.draw_consequences();
         self.device.settle();
         self.device

@@ -285,6 +285,85 @@ fn nothing_new_needs_no_sync() {
     assert_eq!(disk.stats().syncs, before + 1);
 }
 
+/// A log of four records, the third of them damaged; and where the others are.
+fn damaged_log() -> (SimDisk, Log<SimDisk>, Vec<u64>) {
+    let whole = build(&[b"one", b"two", b"three", b"four"]);
+    let third = HEADER_BYTES + 2 * (FRAME_BYTES + 3);
+    let mut bytes = whole;
+    bytes[third + FRAME_BYTES] ^= 1;
+    let disk = disk_with(&bytes);
+    let mut sound = Vec::new();
+    let (log, report) =
+        Log::open_each(disk.clone(), "log", |offset, _| sound.push(offset)).unwrap();
+    assert_eq!((sound.len(), report.damaged.len()), (3, 1));
+    (disk, log, sound)
+}
+
+#[test]
+fn log_that_is_written_anew_holds_what_was_asked_for_and_goes_on() {
+    let (disk, mut log, sound) = damaged_log();
+    let mut places = Vec::new();
+    let settled = std::cell::Cell::new(0);
+    log.write_anew(
+        &sound,
+        |from, to| places.push((from, to)),
+        || {
+            settled.set(settled.get() + 1);
+            Ok(())
+        },
+    )
+    .unwrap();
+    assert!(settled.get() >= 2, "before and after the name");
+    let from: Vec<u64> = places.iter().map(|(from, _)| *from).collect();
+    assert_eq!(from, sound);
+    for ((_, to), record) in places.iter().zip([&b"one"[..], b"two", b"four"]) {
+        assert_eq!(log.read(*to).unwrap(), record);
+    }
+    log.append(b"five").unwrap();
+    log.sync().unwrap();
+    disk.crash(Crash::Scatter, &mut Rng::from_seed([1; 32]));
+    assert_eq!(
+        contents(&disk, "log"),
+        build(&[b"one", b"two", b"four", b"five"])
+    );
+    assert!(disk.len("log.new").is_err());
+    // A record that is not there leaves all as it is.
+    let (disk, mut log, mut sound) = damaged_log();
+    let before = contents(&disk, "log");
+    sound.push(HEADER_BYTES as u64 + 1);
+    let refused = log.write_anew(&sound, |_, _| panic!("nothing is moved"), || Ok(()));
+    assert!(matches!(refused, Err(LogError::NoRecord { .. })));
+    assert_eq!(contents(&disk, "log"), before);
+    log.append(b"five").unwrap();
+}
+
+#[test]
+fn crash_while_a_log_is_written_anew_leaves_the_old_one_or_the_new_one() {
+    let (mut old, mut new, mut seed) = (0, 0, 0_u64);
+    for fault in [Fault::Die, Fault::Error, Fault::Full] {
+        for how in [Crash::Kill, Crash::Prefix, Crash::Scatter] {
+            for after in 0..16 {
+                seed += 1;
+                let mut rng = Rng::from_seed(*blake3::hash(&seed.to_le_bytes()).as_bytes());
+                let (disk, mut log, sound) = damaged_log();
+                disk.fail_after(after, fault);
+                let written = log.write_anew(&sound, |_, _| {}, || Ok(()));
+                let wrote = log.append(b"more").is_ok() && log.sync().is_ok();
+                disk.crash(how, &mut rng);
+                disk.heal();
+                let (_, found, report) = Log::open(disk.clone(), "log").unwrap();
+                assert_eq!(found[..3], [&b"one"[..], b"two", b"four"], "seed {seed}");
+                assert!(!wrote || found[3..] == [&b"more"[..]], "seed {seed}");
+                assert!(written.is_err() || report.damaged.is_empty(), "seed {seed}");
+                assert!(disk.len("log.new").is_err(), "seed {seed}");
+                old += u32::from(!report.damaged.is_empty());
+                new += u32::from(report.damaged.is_empty());
+            }
+        }
+    }
+    assert!(old > 10 && new > 10, "{old} {new}");
+}
+
 /// A thousand logs, each through several crashes at random writes.
 #[test]
 fn acknowledged_records_outlast_every_crash() {

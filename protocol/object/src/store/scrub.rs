@@ -201,7 +201,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// As [`Store::put`].
     pub fn put_back(&self, aside: &Aside, block: Verified<'_>) -> Result<bool, StoreError> {
-        self.put_as(aside.class, aside.keep, block)
+        self.put_as(aside.class, aside.keep, block, None)
     }
 
     /// Removes a file that was set aside, once every block that it held has been read from a pack it may be left to; answers whether it did.
@@ -232,6 +232,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                     cid: block.cid,
                     bytes: &found,
                 },
+                None,
             )?;
         }
         self.flush()?;
