@@ -1,12 +1,12 @@
-//! Files of the home folder, with their proofs put on.
+//! Files of the home folder, with their proofs put on. Apart from the other targets, since they need the whole node.
 
 use std::fs;
 
 use kith_node::config::Home;
 
-use super::{Target, proved};
+use crate::targets::{Target, proved};
 
-pub(super) const TARGETS: &[Target] = &[
+pub(crate) const TARGETS: &[Target] = &[
     // Each writes and reads a file.
     Target::new("settings", settings).costs(8),
     Target::new("identity", identity).costs(8),

@@ -75,8 +75,8 @@ fn welcome() -> Welcome {
 
 /// The newcomer's machine.
 enum Newcomer {
-    Ticket(Joiner),
-    Words(WordsJoiner),
+    Ticket(Box<Joiner>),
+    Words(Box<WordsJoiner>),
 }
 
 /// Both ends, and the frames between them.
@@ -103,10 +103,10 @@ impl Meeting {
             .issue(NOW, Role::Member, TICKET_LIFE, door_key(), addresses)
             .expect("the book has room");
         let newcomer = if words {
-            Newcomer::Words(WordsJoiner::new(NOW, root(), None, seed(8)))
+            Newcomer::Words(Box::new(WordsJoiner::new(NOW, root(), None, seed(8))))
         } else {
             let name = DeviceName::new("old laptop").expect("a name");
-            Newcomer::Ticket(Joiner::new(NOW, keys(3), name, ticket, seed(4)))
+            Newcomer::Ticket(Box::new(Joiner::new(NOW, keys(3), name, ticket, seed(4))))
         };
         let mut meeting = Self {
             door,

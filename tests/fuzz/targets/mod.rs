@@ -11,7 +11,6 @@ mod archive;
 mod device;
 mod disk;
 mod door;
-mod home;
 mod message;
 mod name;
 mod object;
@@ -35,7 +34,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// One that is as quick as most, and holds what most do.
-    const fn new(name: &'static str, run: fn(&[u8]) -> bool) -> Self {
+    pub(crate) const fn new(name: &'static str, run: fn(&[u8]) -> bool) -> Self {
         Self {
             name,
             run,
@@ -46,7 +45,7 @@ impl Target {
     }
 
     /// The same, but slower.
-    const fn costs(self, cost: u32) -> Self {
+    pub(crate) const fn costs(self, cost: u32) -> Self {
         Self { cost, ..self }
     }
 
@@ -59,7 +58,7 @@ impl Target {
     }
 }
 
-/// All of them.
+/// All that need no machine around them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Target> {
     [
         name::TARGETS,
@@ -70,14 +69,13 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Target> {
         door::TARGETS,
         access::TARGETS,
         device::TARGETS,
-        home::TARGETS,
     ]
     .into_iter()
     .flatten()
 }
 
 /// Bytes, and behind them the first of a hash of them: the proof that many files end with.
-fn proved<const N: usize>(domain: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn proved<const N: usize>(domain: &str, body: &[u8]) -> Vec<u8> {
     let proof = kith_object::key::derive(domain, body);
     [body, proof.split_at(N).0].concat()
 }
