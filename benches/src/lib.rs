@@ -2,8 +2,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod burst;
 pub mod device;
 pub mod kernels;
+pub mod kubo;
+pub mod packs;
+pub mod program;
+pub mod restic;
+pub mod small;
+pub mod sparse;
 pub mod store;
 pub mod wire;
 
@@ -30,4 +37,54 @@ impl Measured {
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// The figure that this part of them, from 0 to 1, does not exceed; they are sorted.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a place among some millions"
+)]
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let place = (part * sorted.len() as f64).ceil() as usize;
+    let last = sorted.len().saturating_sub(1);
+    let figure = sorted.get(place.saturating_sub(1).min(last));
+    figure.copied().unwrap_or(0.0)
+}
+
+/// CPU seconds of this process so far, user and system.
+pub fn cpu_seconds() -> f64 {
+    device::cpu_of("self").unwrap_or_default().as_secs_f64()
+}
+
+/// Resident memory of a process, as the system counts it; `self` is this one.
+pub fn resident_bytes(process: &str) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    let pages = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0) * 4096_u64
+}
+
+/// How busy the machine was over the last minute, since a figure says little without it.
+pub fn load_average() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split_whitespace()
+        .next()
+        .unwrap_or("unknown")
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn quantiles_are_figures_that_were_measured() {
+        let figures: Vec<f64> = (1..=1000).map(f64::from).collect();
+        assert_eq!(super::quantile(&figures, 0.5), 500.0);
+        assert_eq!(super::quantile(&figures, 0.999), 999.0);
+        assert_eq!(super::quantile(&figures, 1.0), 1000.0);
+        assert_eq!(super::quantile(&[], 0.5), 0.0);
+    }
 }

@@ -100,18 +100,8 @@ pub fn index(folder: &Path, blocks: u64, asked: u64) -> Figures {
         filtered,
         unknown,
         known,
-        resident_bytes: resident_bytes(),
+        resident_bytes: crate::resident_bytes("self"),
     }
-}
-
-/// Resident memory of this process, as the system counts it.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm
-        .split_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse().ok());
-    pages.unwrap_or(0) * 4096_u64
 }
 
 #[cfg(test)]
