@@ -5,7 +5,7 @@
     reason = "a test fails by panicking"
 )]
 
-use kith_tests::{Kith, Place, noise, number, text, wait_until};
+use kith_tests::{Kith, Place, Running, noise, number, text, wait_until};
 use serde_json::{Value, json};
 
 fn place() -> Place {
@@ -39,7 +39,7 @@ fn pin_is_of_what_stood_there_and_outlasts_restarts() {
     // Something else comes to stand there, and the name goes.
     let new = device.put_bytes(&noise(2, 200_000), "/notes");
     assert_ne!(old, new);
-    assert_eq!(roots(&device), [old.clone()]);
+    assert_eq!(roots(&device), [old.as_str()]);
     device.ok(["rm", "/notes"]);
     device.kill();
     let pins = device.ok(["pins"]).values();
@@ -49,7 +49,7 @@ fn pin_is_of_what_stood_there_and_outlasts_restarts() {
         (old.as_str(), "/notes")
     );
     device.up();
-    assert_eq!(roots(&device), [old.clone()]);
+    assert_eq!(roots(&device), [old.as_str()]);
     // By CID, and again: one pin each.
     device.ok(["pin", &new]);
     let again = device.ok(["pin", &new]).event("pinned");
@@ -58,7 +58,7 @@ fn pin_is_of_what_stood_there_and_outlasts_restarts() {
     // A path means what was pinned there.
     let gone = device.ok(["unpin", "/notes"]).event("unpinned");
     assert_eq!(text(&gone, "cid"), old);
-    assert_eq!(roots(&device), [new.clone()]);
+    assert_eq!(roots(&device), [new.as_str()]);
     device.ok(["unpin", &new]);
     assert!(roots(&device).is_empty());
     for what in ["/notes", new.as_str()] {
@@ -124,7 +124,7 @@ fn pin_stands_though_nothing_of_it_can_be_had() {
     assert_eq!(lacking.failure_kind(), "partial");
     assert_eq!(held(&lacking.event("pinned")), (0, 1));
     assert!(lacking.stderr.contains(&cid), "{}", lacking.stderr);
-    assert_eq!(roots(&second), [cid.clone()]);
+    assert_eq!(roots(&second), [cid.as_str()]);
     // Without a daemon too, which nobody can be asked by.
     second.stop();
     let lacking = second.fails(3, ["pin", &cid]);
@@ -135,6 +135,30 @@ fn pin_stands_though_nothing_of_it_can_be_had() {
     assert!(held(&whole).0 > 1 && held(&whole).1 == 0);
     first.stop();
     assert_eq!(second.cat("/far"), noise(5, 1_000_000));
+    second.stop();
+}
+
+#[test]
+fn pin_that_is_interrupted_stands() {
+    let place = place();
+    let (mut first, _) = place.first("first");
+    first.up();
+    let mut second = place.join("second", &first);
+    second.up();
+    let cid = first.put_bytes(&noise(6, 900_000), "/far");
+    second.agrees_with(&first);
+    first.stop();
+    let mut running = Running::start(second.command(["pin", "/far", "--wait"]));
+    wait_until("the pin is written", || {
+        (roots(&second) == [cid.as_str()]).then_some(())
+    });
+    running.kill();
+    assert_eq!(roots(&second), [cid.as_str()]);
+    first.up();
+    let whole = second.ok(["pin", "/far", "--wait"]).event("pinned");
+    assert_eq!(held(&whole).1, 0);
+    assert_eq!(roots(&second), [cid]);
+    first.stop();
     second.stop();
 }
 

@@ -306,3 +306,128 @@ fn pins_failure(what: String, error: &PinsError) -> Failure {
         PinsError::Home(_) => Failure::new(FailureKind::Failed, what).because(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use kith_protocol::api::Request;
+
+    use super::*;
+    use crate::config::Home;
+    use crate::local::{Service, call_here, no_input};
+
+    async fn call(node: &Arc<Node>, request: Request) -> Vec<Event> {
+        let service: Arc<dyn Service> = node.clone();
+        let mut call = call_here(service, request, no_input());
+        let mut events = Vec::new();
+        while let Some((event, _)) = call.next().await.unwrap() {
+            events.push(event);
+        }
+        events
+    }
+
+    fn name(path: &Path) -> Name {
+        Name(path.to_str().unwrap().as_bytes().to_vec())
+    }
+
+    /// A device with two files, all of whose packs may go to make room.
+    async fn cached_device(folder: &Path) -> Home {
+        let home = Home::at(folder.join("home"));
+        Node::create(&home, "one", |_| Ok(())).await.unwrap();
+        let node = Node::open(home.clone()).await.unwrap();
+        fs::create_dir(folder.join("box")).unwrap();
+        for (file, byte) in [("box/pinned", 1), ("other", 2)] {
+            fs::write(folder.join(file), [byte; 5000]).unwrap();
+        }
+        let sources = vec![name(&folder.join("box")), name(&folder.join("other"))];
+        let request = Request::Put {
+            sources,
+            to: None,
+            contents: false,
+        };
+        call(&node, request).await;
+        node.store.close_packs().unwrap();
+        node.close().await;
+        drop(node);
+        for entry in fs::read_dir(home.path().join(crate::store::PACKS)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|suffix| suffix == "pack") {
+                fs::rename(&path, path.with_extension("cache")).unwrap();
+            }
+        }
+        home
+    }
+
+    #[tokio::test]
+    async fn pinned_blocks_do_not_go_with_cached_packs() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = cached_device(folder.path()).await;
+        let node = Node::open(home).await.unwrap();
+        let what = What::Path(Name::from("/box"));
+        let events = call(&node, Request::Pin { what, wait: false }).await;
+        assert!(
+            events
+                .iter()
+                .any(|event| matches!(event, Event::Pinned { missing: 0, .. })),
+            "{events:?}"
+        );
+        let cached = node.store.cached_packs();
+        assert!(!cached.is_empty());
+        for pack in cached {
+            node.store.evict(&pack).unwrap();
+        }
+        let kept = node.pins().unwrap();
+        assert_eq!(kept.len(), 1);
+        assert!(kept[0].is_listing);
+        let source = node.source(false).await.unwrap();
+        let path = kith_crdt::names::TreePath::parse;
+        for (at, is_here) in [(&b"/box/pinned"[..], true), (b"/other", false)] {
+            let at = path(at).unwrap();
+            let link = node
+                .look(move |device| device.tree().resolve(&at).unwrap().link.unwrap())
+                .await
+                .unwrap();
+            let source = source.clone();
+            let read = tokio::task::spawn_blocking(move || source.read_whole(&link, 1 << 20))
+                .await
+                .unwrap();
+            assert_eq!(read.is_ok(), is_here);
+        }
+        node.close().await;
+    }
+
+    #[tokio::test]
+    async fn block_that_is_damaged_here_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = cached_device(folder.path()).await;
+        let node = Node::open(home.clone()).await.unwrap();
+        for entry in fs::read_dir(home.path().join(crate::store::PACKS)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|suffix| suffix == "cache") {
+                let mut bytes = fs::read(&path).unwrap();
+                for byte in bytes.iter_mut().skip(100) {
+                    *byte ^= 1;
+                }
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        let service: Arc<dyn Service> = node.clone();
+        let what = What::Path(Name::from("/other"));
+        let request = Request::Pin { what, wait: false };
+        let mut call = call_here(service, request, no_input());
+        let mut missing = None;
+        let failure = loop {
+            match call.next().await {
+                Ok(Some((Event::Pinned { missing: lacks, .. }, _))) => missing = Some(lacks),
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended well"),
+                Err(failure) => break failure,
+            }
+        };
+        assert_eq!((failure.kind, missing), (FailureKind::Partial, Some(1)));
+        assert_eq!(node.pins().unwrap().len(), 1);
+        node.close().await;
+    }
+}
