@@ -517,7 +517,10 @@ fn entries(seeds: &mut Making) {
             basis: vec![EntryId([1; 32]), EntryId([2; 32])],
             left_out: vec![[9; 32]],
         }),
-        CatalogueRecord::Seen(EntryId([7; 32])),
+        CatalogueRecord::Seen(kith_crdt::catalogue::Seen {
+            entry: EntryId([7; 32]),
+            in_full: true,
+        }),
         CatalogueRecord::Fixed(Fixed {
             generation: 1,
             frontier: vec![EntryId([3; 32])],

@@ -56,6 +56,13 @@ fn text(status: &Status) -> String {
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
     ));
     text.push_str(&format!("room       {}\n", room(status)));
+    if status.dying_packs > 0 {
+        text.push_str(&format!(
+            "garbage    {} packs, {}, are on their way out; see `kith gc --dry-run`\n",
+            status.dying_packs,
+            human(status.dying_bytes)
+        ));
+    }
     if status.damaged > 0 {
         text.push_str(&format!(
             "damage     {} files found damaged since the start; see `kith verify`\n",

@@ -62,7 +62,14 @@ impl Node {
                     Failure::new(FailureKind::Usage, format!("understand the CID {text}"))
                         .because(&error)
                 })?;
-                let found = self.look(move |device| device.tree().link_of(&cid)).await?;
+                let known = self.look(move |device| device.tree().link_of(&cid)).await?;
+                // The listing of a folder that was pinned by its path is named by no version.
+                let pinned = || {
+                    let pins = self.pins().ok()?.into_iter();
+                    let mut links = pins.map(|pin| pin.link);
+                    links.find(|link| link.cid() == cid)
+                };
+                let found = known.or_else(pinned);
                 let link = found.ok_or_else(|| {
                     Failure::new(FailureKind::NotFound, format!("open {cid}: no version this device knows has that root"))
                         .hint("if it was put on another device just now, let the two connect (`kith status`) and try again")

@@ -39,10 +39,10 @@ fn reserve_of(limit: u64) -> u64 {
     RESERVE_MAX.min(limit / RESERVE_PART)
 }
 
-/// Two packs.
-const RESERVE_MAX: u64 = 32 << 20;
+/// A pack: of one that is half garbage, half is copied, and a large block may begin another.
+const RESERVE_MAX: u64 = 16 << 20;
 /// Of a small limit the reserve is that part.
-const RESERVE_PART: u64 = 32;
+const RESERVE_PART: u64 = 4;
 
 /// Room that is wanted for a block.
 pub(super) struct Wanted {
@@ -153,6 +153,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                     len,
                     used,
                     quota,
+                    reserve: reserved(quota),
                 }),
             });
         }

@@ -188,7 +188,8 @@ fn acknowledged_blocks_outlast_every_crash() {
 fn run(store: &Store<SimDisk, Arc<MemIndex>>, seed: u64, model: &mut Model, rng: &mut Rng) {
     let mut now = Time(0);
     for _ in 0..rng.below(40) {
-        match rng.below(16) {
+        match rng.below(17) {
+            16 => collect(store, seed, model, rng),
             0..=7 => {
                 let bytes = block(seed, rng.below(60));
                 let cid = Cid::of_block(&bytes);
@@ -236,6 +237,49 @@ fn run(store: &Store<SimDisk, Arc<MemIndex>>, seed: u64, model: &mut Model, rng:
     }
     // Put but never flushed: no promise was made for it.
     model.pending.clear();
+}
+
+/// Retires most kept packs, leaving out a third of the blocks, some of which are put again meanwhile.
+fn collect(store: &Store<SimDisk, Arc<MemIndex>>, seed: u64, model: &mut Model, rng: &mut Rng) {
+    let is_garbage = |cid: &Cid| cid.digest().is_some_and(|digest| digest[0] % 3 == 0);
+    let _run = store.begin_run();
+    let mut marked: Vec<PackId> = store.packs().unwrap().iter().map(|pack| pack.0).collect();
+    marked.retain(|pack| {
+        store.keep_of(pack) == Keep::Kept && rng.below(4) > 0 && store.mark_retired(pack)
+    });
+    model.lasting.retain(|cid| !is_garbage(cid));
+    model.pending.retain(|cid| !is_garbage(cid));
+    let mut retired = BTreeMap::new();
+    for pack in marked {
+        match store.copy_out(&pack, 5, &|cid| !is_garbage(cid)) {
+            Ok(out) => drop(retired.insert(pack, out)),
+            Err(_) => store.unmark_retired(&pack),
+        }
+    }
+    for _ in 0..12 {
+        let number = rng.below(20);
+        let bytes = block(seed, number);
+        let cid = Cid::of_block(&bytes);
+        let class = Class::ALL[usize::try_from(number % 3).unwrap()];
+        if store.put(class, &cid, &bytes).is_ok() {
+            model.pending.insert(cid);
+        }
+        model.put.insert(cid, bytes);
+    }
+    if store.close_packs().is_ok() {
+        model.lasting.append(&mut model.pending);
+    }
+    for (pack, out) in retired {
+        if !matches!(store.replacements(&out.kept), Ok(Some(_))) {
+            store.unmark_retired(&pack);
+            continue;
+        }
+        let may_go = |cid: &Cid| {
+            let digest = cid.digest().unwrap();
+            is_garbage(cid) && out.left_out.binary_search(&digest).is_ok()
+        };
+        let _ = store.drop_retired(&pack, &may_go);
+    }
 }
 
 /// What holds between any two calls, whatever failed.
@@ -817,36 +861,6 @@ impl Script {
         }
     }
 
-    /// Retires every kept pack, leaving out a third of the blocks, some of which are put again meanwhile.
-    fn collect(&mut self, store: &Store<SimDisk, Arc<MemIndex>>) {
-        let is_garbage = |cid: &Cid| cid.digest().is_some_and(|digest| digest[0] % 3 == 0);
-        let _run = store.begin_run();
-        let mut marked: Vec<PackId> = store.packs().unwrap().iter().map(|pack| pack.0).collect();
-        marked.retain(|pack| store.keep_of(pack) == Keep::Kept && store.mark_retired(pack));
-        self.model.lasting.retain(|cid| !is_garbage(cid));
-        self.model.pending.retain(|cid| !is_garbage(cid));
-        let mut retired = BTreeMap::new();
-        for pack in marked {
-            match store.copy_out(&pack, 5, &|cid| !is_garbage(cid)) {
-                Ok(out) => drop(retired.insert(pack, out)),
-                Err(_) => store.unmark_retired(&pack),
-            }
-        }
-        self.put(store, 3..15);
-        self.settle(store.close_packs());
-        for (pack, out) in retired {
-            if !matches!(store.replacements(&out.kept), Ok(Some(_))) {
-                store.unmark_retired(&pack);
-                continue;
-            }
-            let left_out = |cid: &Cid| {
-                let digest = cid.digest().unwrap();
-                is_garbage(cid) && out.left_out.binary_search(&digest).is_ok()
-            };
-            let _ = store.drop_retired(&pack, &left_out);
-        }
-    }
-
     /// Put, flush, close, set aside, keep, evict, retire, rebuild, and go on: every kind of change that the store makes.
     fn run(&mut self) -> Option<()> {
         let store = self.open()?;
@@ -872,7 +886,7 @@ impl Script {
             let _ = store.evict(pack);
         }
         self.settle(store.flush());
-        self.collect(&store);
+        collect(&store, self.seed, &mut self.model, &mut rng_of(self.seed));
         check_invariants(&store);
         drop(store);
         self.model.pending.clear();
@@ -881,7 +895,7 @@ impl Script {
         let store = self.open()?;
         self.put(&store, 36..50);
         self.settle(store.close_packs());
-        self.collect(&store);
+        collect(&store, self.seed, &mut self.model, &mut rng_of(self.seed));
         check_invariants(&store);
         self.model.pending.clear();
         Some(())
