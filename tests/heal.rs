@@ -22,6 +22,11 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(&[3000, 40_000, 500])
+    }
+
+    /// With objects of these lengths.
+    fn with(lens: &[usize]) -> Self {
         let place = Place::new(env!("CARGO_BIN_EXE_kith"));
         let (mut first, _) = place.first("first");
         // With a quota there is a file of settings.
@@ -29,7 +34,7 @@ impl Pair {
         let mut second = place.join("second", &first);
         second.up();
         let mut objects = BTreeMap::new();
-        for (seed, len) in [(1, 3000), (2, 40_000), (3, 500)] {
+        for (seed, &len) in (1..).zip(lens) {
             let path = format!("/object {seed}");
             first.put_bytes(&noise(seed, len), &path);
             objects.insert(path, noise(seed, len));
@@ -210,10 +215,19 @@ impl Pair {
 /// All of it by `KITH_LARGE=1`, else a part with all kinds of places.
 #[test]
 fn every_flipped_byte_is_named_and_healed() {
-    let mut pair = Pair::new();
     let large = std::env::var_os("KITH_LARGE").is_some();
+    let mut pair = if large {
+        Pair::with(&[300])
+    } else {
+        Pair::new()
+    };
     let log = pair.first.home().join("logs/entries.log");
     let mut flipped = 0;
+    let told = |what: &str, flipped: usize| {
+        if large {
+            kith_tests::say_loudly(&format!("{what}: {flipped} bytes so far"));
+        }
+    };
     for small in SMALL {
         let file = pair.first.home().join(small);
         let step = if large { 1 } else { 1 + len(&file) / 2 };
@@ -222,6 +236,7 @@ fn every_flipped_byte_is_named_and_healed() {
             flipped += 1;
         }
     }
+    told("small files", flipped);
     // Behind the header, in it, and in the frames; the last byte is that of a record which may be under way.
     let places = [At::Start(0), At::Start(10), At::Start(20), At::Start(40)];
     let parts = (1..16).map(|part| At::Thousandth(part * 62));
@@ -237,7 +252,11 @@ fn every_flipped_byte_is_named_and_healed() {
     for at in log_places {
         pair.flip_and_heal(&log, at.of(len(&log)));
         flipped += 1;
+        if flipped.is_multiple_of(500) {
+            told("small files, in the log", flipped);
+        }
     }
+    told("small files and the log", flipped);
     // Header, head of a record, blocks; trailer, index.
     let starts = [0, 9, 10, 20, 63, 64, 69].map(At::Start);
     let parts = (1..20).map(|part| At::Thousandth(part * 50));
