@@ -3,6 +3,7 @@
 //! The load is open: puts come by the clock, whether or not earlier ones are done, and each wait is counted from the moment the put was due.
 //! So a store that stands still for a second is charged for all that came in that second.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -137,6 +138,24 @@ pub fn burst(home: &Path, load: Load) -> Figures {
     }
 }
 
+/// How long bare appends to one file take, each synced before the next: what the disk itself allows at that moment. In seconds, sorted.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn bare_syncs(folder: &Path, count: usize, bytes: usize) -> std::io::Result<Vec<f64>> {
+    let mut file = std::fs::File::create(folder.join("bare"))?;
+    let piece = vec![7; bytes];
+    let mut waits = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        file.write_all(&piece)?;
+        file.sync_data()?;
+        waits.push(began.elapsed().as_secs_f64());
+    }
+    waits.sort_by(f64::total_cmp);
+    Ok(waits)
+}
+
 /// What the node does beside: idle and full packs are closed.
 fn tend(store: &DiskStore, ended: &AtomicBool, began: Instant) {
     while !ended.load(Ordering::Acquire) {
@@ -211,6 +230,13 @@ mod tests {
         assert_eq!(figures.waits.len(), 301);
         assert!(figures.waits.iter().all(|wait| *wait > 0.0));
         assert!(figures.commits > 0 && figures.quantile_ms(0.5) <= figures.quantile_ms(0.999));
+    }
+
+    #[test]
+    fn bare_syncs_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let waits = bare_syncs(folder.path(), 5, 4096).unwrap();
+        assert!(waits.len() == 5 && waits.is_sorted());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Acknowledgements under a burst of small puts: `cargo run --release -p kith-benches --bin burst -- [FOLDER [SECONDS [PUTS_PER_SECOND]]]`.
 
-use kith_benches::burst::{Load, burst};
-use kith_benches::load_average;
+use kith_benches::burst::{Load, bare_syncs, burst};
+use kith_benches::{load_average, quantile};
 
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -19,6 +19,13 @@ fn main() -> std::io::Result<()> {
         ..Load::LIFELOG
     };
     let home = tempfile::tempdir_in(folder)?;
+    let bare = bare_syncs(home.path(), 1_000, 32 << 10)?;
+    println!(
+        "the disk alone, 32 KiB appended and synced: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms",
+        quantile(&bare, 0.5) * 1e3,
+        quantile(&bare, 0.99) * 1e3,
+        quantile(&bare, 0.999) * 1e3,
+    );
     let figures = burst(home.path(), load);
     println!(
         "{} puts in {:.1?}, {} commits, {} packs closed, {:.1} CPU seconds; acknowledged after p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, most {:.1} ms; load {}",

@@ -181,6 +181,8 @@ pub struct Store<D, I> {
     /// Blocks of packs that the index does not know yet.
     held: RwLock<BTreeMap<Cid, Held>>,
     group: Group,
+    /// Held by who gives full packs their names and tells the index of them.
+    finishing: Mutex<()>,
     born: Mutex<Vec<Born>>,
     /// Why a full pack could not be finished; not a matter of durability.
     trouble: Mutex<Option<StoreError>>,

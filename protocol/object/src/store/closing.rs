@@ -1,10 +1,10 @@
 //! Making what was put last, and giving full packs their footers and names.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
-use super::open_pack::{Finish, PackFile, SealedPack};
+use super::open_pack::{Finish, PackFile, SealedPack, Writer};
 use super::{Born, Keep, PACK_IDLE, Store, StoreError, closed_name};
 use crate::disk::{Disk, lock};
 use crate::id::PackId;
@@ -16,6 +16,7 @@ use crate::time::Time;
 struct Batch {
     written: u64,
     open: Vec<((Class, Keep), Arc<PackFile>, u64)>,
+    /// Full packs whose records do not last yet.
     sealed: Vec<SealedPack>,
     names_new: bool,
 }
@@ -27,7 +28,12 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// [`StoreError::Sync`], [`StoreError::Broken`]: then nothing is known of the blocks put since the last flush.
     pub fn flush(&self) -> Result<(), StoreError> {
         let wanted = lock(&self.writer).written;
-        self.group.reach(wanted, || self.commit())
+        self.group.reach(wanted, || self.commit())?;
+        // Names and index of full packs are nobody's to wait for: one caller sees to them, while the others commit.
+        match self.finishing.try_lock() {
+            Ok(mut turn) => self.finish_whole(&mut turn),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Closes all open packs, and returns once they last and the index knows them.
@@ -73,12 +79,18 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     pub(super) fn finish(&self) -> Result<(), StoreError> {
         lock(&self.trouble).take();
-        self.group.alone(|| self.commit())?;
+        self.commit_and_finish()?;
         lock(&self.trouble).take().map_or(Ok(()), Err)
     }
 
-    /// Syncs all that was written so far, then finishes full packs. One thread at a time.
-    pub(super) fn commit(&self) -> Result<u64, StoreError> {
+    /// Commits, and finishes every full pack that can be.
+    pub(super) fn commit_and_finish(&self) -> Result<(), StoreError> {
+        self.group.alone(|| self.commit())?;
+        self.finish_whole(&mut lock(&self.finishing))
+    }
+
+    /// Syncs all that was written so far, footers of full packs included. One thread at a time.
+    fn commit(&self) -> Result<u64, StoreError> {
         let mut batch = {
             let mut state = lock(&self.writer);
             if state.broken {
@@ -94,20 +106,14 @@ impl<D: Disk, I: Index> Store<D, I> {
             Batch {
                 written: state.written,
                 open,
-                sealed: std::mem::take(&mut state.sealed),
+                sealed: state.take_sealed(|pack| matches!(pack.state, Finish::Records)),
                 names_new: std::mem::take(&mut state.names_new),
             }
         };
         lock(&self.stats).commits += 1;
-        let result = self
-            .sync_batch(&mut batch)
-            .and_then(|()| self.finish_batch(&mut batch));
+        let result = self.sync_batch(&mut batch);
         let mut state = lock(&self.writer);
-        // What is not finished is tried again; a spoilt pack stays as it is, its sound blocks readable.
-        batch
-            .sealed
-            .retain(|pack| !pack.file.spoilt.load(Ordering::Relaxed) || result.is_err());
-        state.sealed.append(&mut batch.sealed);
+        state.put_back(batch.sealed, result.is_err());
         result?;
         for (kind, file, len) in batch.open {
             if let Some(open) = state
@@ -119,6 +125,23 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         Ok(batch.written)
+    }
+
+    /// Gives packs that last with their footers their names, and tells the index of them. One thread at a time.
+    fn finish_whole(&self, _turn: &mut MutexGuard<'_, ()>) -> Result<(), StoreError> {
+        let mut whole = {
+            let mut state = lock(&self.writer);
+            if state.broken {
+                return Err(StoreError::Broken);
+            }
+            state.take_sealed(|pack| !matches!(pack.state, Finish::Records))
+        };
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let result = self.finish_packs(&mut whole);
+        lock(&self.writer).put_back(whole, result.is_err());
+        result
     }
 
     /// Makes the batch last. Footers go with it where there is room for them.
@@ -173,10 +196,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(id)
     }
 
-    /// Gives whole packs their names and tells the index of them. Failing here costs no block.
-    fn finish_batch(&self, batch: &mut Batch) -> Result<(), StoreError> {
+    /// Failing here costs no block; what was finished is no longer among the packs afterwards.
+    fn finish_packs(&self, whole: &mut Vec<SealedPack>) -> Result<(), StoreError> {
         let mut renamed = false;
-        for pack in &mut batch.sealed {
+        for pack in whole.iter_mut() {
             let Finish::Whole(id) = pack.state else {
                 continue;
             };
@@ -208,14 +231,14 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .sync_names()
                 .map_err(|source| self.sync_failed(source))?;
         }
-        for pack in std::mem::take(&mut batch.sealed) {
+        for pack in std::mem::take(whole) {
             let Finish::Named(id) = pack.state else {
-                batch.sealed.push(pack);
+                whole.push(pack);
                 continue;
             };
             if let Err(source) = self.enter(&id, &pack) {
                 *lock(&self.trouble) = Some(StoreError::Index { source });
-                batch.sealed.push(pack);
+                whole.push(pack);
             }
         }
         Ok(())
@@ -282,5 +305,20 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub(super) fn sync_failed(&self, source: io::Error) -> StoreError {
         lock(&self.writer).broken = true;
         StoreError::Sync { source }
+    }
+}
+
+impl Writer {
+    /// Takes those of the full packs that are so.
+    fn take_sealed(&mut self, is_so: impl Fn(&SealedPack) -> bool) -> Vec<SealedPack> {
+        self.sealed.extract_if(.., |pack| is_so(pack)).collect()
+    }
+
+    /// What is not finished is tried again; a spoilt pack stays as it is, its sound blocks readable.
+    fn put_back(&mut self, packs: Vec<SealedPack>, failed: bool) {
+        let kept = packs
+            .into_iter()
+            .filter(|pack| failed || !pack.file.spoilt.load(Ordering::Relaxed));
+        self.sealed.extend(kept);
     }
 }

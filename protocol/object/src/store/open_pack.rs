@@ -360,7 +360,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         if crowded {
             // The block itself is written; what fails here will fail again, and be told, at the flush.
-            let _ = self.group.alone(|| self.commit());
+            let _ = self.commit_and_finish();
         }
         Ok(true)
     }

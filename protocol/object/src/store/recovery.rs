@@ -56,6 +56,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             }),
             held: RwLock::default(),
             group: Group::default(),
+            finishing: Mutex::default(),
             born: Mutex::default(),
             trouble: Mutex::default(),
             stats: Mutex::default(),
