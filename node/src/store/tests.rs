@@ -369,6 +369,48 @@ fn filter_denies_nothing_that_is_here() {
 }
 
 #[test]
+fn long_journal_is_dropped_and_nothing_is_missing() {
+    let home = tempfile::tempdir().unwrap();
+    let open = || open_store(home.path(), space(), &key(), Settings::default()).unwrap();
+    let journal_bytes = || {
+        let files = files(&home.path().join(INDEX)).into_iter();
+        let journals = files.filter(|file| file.extension().is_some_and(|kind| kind == "jnl"));
+        let lens = journals.map(|file| fs::metadata(file).unwrap().len());
+        lens.sum::<u64>()
+    };
+    let (store, _) = open();
+    let blocks: Vec<(Cid, Vec<u8>)> = (0..200_000).map(|number| block(number, 8)).collect();
+    for (number, (cid, bytes)) in (1..).zip(&blocks) {
+        store
+            .put_verified(Class::Bulk, Verified::computed(*cid, bytes))
+            .unwrap();
+        if number % 2000 == 0 {
+            store.close_packs().unwrap();
+        }
+    }
+    drop(store);
+    assert!(journal_bytes() > 8 << 20, "{}", journal_bytes());
+    let (store, report) = open();
+    assert!(journal_bytes() < 8 << 20, "{}", journal_bytes());
+    assert!(
+        (1..100).contains(&report.indexed),
+        "what no table had is taken up again, the rest not: {report:?}"
+    );
+    for (cid, _) in &blocks {
+        assert!(store.has(cid).unwrap());
+    }
+    // What comes now wins over what the tables have.
+    let gone = blocks[0].0;
+    let place = store.index().locations(&gone).unwrap()[0];
+    store.index().forget(&gone, &place.pack).unwrap();
+    assert!(!store.has(&gone).unwrap());
+    drop(store);
+    let (store, _) = open();
+    assert!(!store.has(&gone).unwrap());
+    assert!(store.has(&blocks[1].0).unwrap());
+}
+
+#[test]
 fn relaxed_durability_puts_syncs_off_and_a_failure_is_final() {
     let home = tempfile::tempdir().unwrap();
     let settings = Settings {

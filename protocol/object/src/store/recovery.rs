@@ -66,12 +66,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             retiring: Arc::default(),
             upkeep: Mutex::default(),
         };
-        store.measure()?;
         let mut report = RecoveryReport::default();
-        let names = store
-            .disk
-            .list()
-            .map_err(|source| StoreError::List { source })?;
+        // Of a hundred thousand packs each look at a file counts.
+        let (names, lens) = store.measure()?;
         let mut closed: BTreeMap<PackId, &String> = BTreeMap::new();
         for (pack, keep, name) in names
             .iter()
@@ -82,7 +79,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 closed.insert(pack, name);
                 store.cached_mut().remove(&pack);
             } else if let Entry::Vacant(place) = closed.entry(pack) {
-                let len = store.len_of(name)?;
+                let len = lens.get(name).copied().unwrap_or_default();
                 place.insert(name);
                 store.cached_mut().insert(pack, len);
             }
@@ -105,7 +102,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let mut odd = Vec::new();
         for (pack, name) in &closed {
             if let Some(bytes) = known.get(pack)
-                && store.len_of(name)? != *bytes
+                && lens.get(*name) != Some(bytes)
             {
                 odd.push(*pack);
             }
@@ -169,11 +166,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             store.measure()?;
         }
         Ok((store, report))
-    }
-
-    fn len_of(&self, name: &str) -> Result<u64, StoreError> {
-        let len = self.disk.len(name);
-        len.map_err(|source| StoreError::List { source })
     }
 
     /// Removes the cached file of a pack whose kept file is there and sound: a change of name that a crash undid in part.

@@ -542,6 +542,90 @@ fn one_sync_serves_a_whole_put() {
     assert_eq!(disk.stats().name_syncs, after.name_syncs);
 }
 
+/// An index that takes up a pack only when it is let, and says that it was asked.
+struct Gated {
+    index: MemIndex,
+    asked: std::sync::mpsc::Sender<()>,
+    gate: Arc<Mutex<()>>,
+}
+
+impl Index for Gated {
+    fn locations(&self, cid: &Cid) -> std::io::Result<Vec<crate::index::Location>> {
+        self.index.locations(cid)
+    }
+    fn insert_pack(
+        &self,
+        pack: &PackId,
+        info: PackInfo,
+        blocks: &[crate::pack::BlockAt],
+    ) -> std::io::Result<()> {
+        let _ = self.asked.send(());
+        let _let_through = lock(&self.gate);
+        self.index.insert_pack(pack, info, blocks)
+    }
+    fn packs(&self) -> std::io::Result<Vec<(PackId, PackInfo)>> {
+        self.index.packs()
+    }
+    fn forget(&self, cid: &Cid, pack: &PackId) -> std::io::Result<()> {
+        self.index.forget(cid, pack)
+    }
+    fn remove_pack(&self, pack: &PackId, blocks: &[Cid]) -> std::io::Result<()> {
+        self.index.remove_pack(pack, blocks)
+    }
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[crate::index::Location])) -> std::io::Result<()> {
+        self.index.each(see)
+    }
+    fn key_of(&self, cid: &Cid) -> Vec<u8> {
+        self.index.key_of(cid)
+    }
+}
+
+#[test]
+fn acknowledgement_does_not_wait_for_the_index() {
+    const DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let gate: Arc<Mutex<()>> = Arc::default();
+    let index = Gated {
+        index: MemIndex::new(),
+        asked,
+        gate: Arc::clone(&gate),
+    };
+    let (store, _) = Store::open(SimDisk::new(), index, config()).unwrap();
+    let store = Arc::new(store);
+    let put = |number: u64| {
+        let bytes = [&number.to_le_bytes()[..], &[7; 1000]].concat();
+        let cid = Cid::of_block(&bytes);
+        store.put(Class::Bulk, &cid, &bytes).unwrap();
+        cid
+    };
+    let mut cids: Vec<Cid> = (0..10).map(put).collect();
+    let closed = lock(&gate);
+    let flush = |told: std::sync::mpsc::Sender<()>| {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || {
+            store.flush().unwrap();
+            let _ = told.send(());
+        })
+    };
+    let (told, _unheard) = std::sync::mpsc::channel();
+    let first = flush(told);
+    is_asked.recv_timeout(DEADLINE).unwrap();
+    cids.push(put(10));
+    let (told, is_told) = std::sync::mpsc::channel();
+    let second = flush(told);
+    is_told
+        .recv_timeout(DEADLINE)
+        .expect("a flush that returns while the index is busy");
+    drop(closed);
+    first.join().unwrap();
+    second.join().unwrap();
+    store.close_packs().unwrap();
+    for cid in cids {
+        assert!(store.get(&cid).unwrap().is_some());
+    }
+    assert!(store.packs().unwrap().len() > 1);
+}
+
 #[test]
 fn overhead_is_small() {
     let disk = SimDisk::new();
