@@ -169,6 +169,24 @@ fn fuzz(target: &Target) -> Result<(), String> {
 }
 
 #[test]
+fn broken_laws_are_seen() {
+    let _alone = alone();
+    let short = Target::new("short", |bytes| {
+        assert!(bytes.len() < 3, "too long");
+        true
+    });
+    assert_eq!(tried(&short, b"ab"), Ok(true));
+    assert_eq!(tried(&short, b"abc"), Err("too long".to_owned()));
+    assert_eq!(shrunk(&short, vec![7; 100]).len(), 3);
+    let greedy = Target::new("greedy", |bytes| {
+        std::hint::black_box(Vec::<u8>::with_capacity(bytes.len() << 20)).is_empty()
+    });
+    assert_eq!(tried(&greedy, b""), Ok(true));
+    let held = tried(&greedy, b"x").unwrap_err();
+    assert!(held.contains("1048576 bytes are held at once"), "{held}");
+}
+
+#[test]
 fn no_parser_breaks_a_law_whatever_the_bytes() {
     let _alone = alone();
     let mut broken = Vec::new();

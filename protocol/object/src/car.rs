@@ -183,9 +183,13 @@ impl<R: Read> Reader<R> {
             return Ok(reader);
         }
         let start = reader.place();
-        let damaged = reader.search(start).map_err(CarError::Read)?;
+        let mut damaged = reader.search(start).map_err(CarError::Read)?;
         if reader.found.is_none() {
             return Err(CarError::Header);
+        }
+        if damaged.is_empty() {
+            // Headers of a CARv2 that lead past the header of its data: they are what is wrong.
+            damaged.start = 0;
         }
         reader.header_damage = Some(damaged);
         Ok(reader)

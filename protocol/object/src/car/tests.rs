@@ -267,6 +267,23 @@ fn second_version_is_read_without_its_index_and_its_padding() {
     }
 }
 
+#[test]
+fn second_version_that_leads_past_the_header_of_its_data_is_damaged_at_its_beginning() {
+    let (blocks, first) = small();
+    let header_len = header(&[blocks[0].0]).len();
+    let mut bytes = PRAGMA.to_vec();
+    bytes.extend_from_slice(&[0; 16]);
+    let data = PRAGMA.len() + V2_HEADER_BYTES;
+    for number in [data + header_len, first.len() - header_len, 0] {
+        bytes.extend_from_slice(&(number as u64).to_le_bytes());
+    }
+    bytes.extend_from_slice(&first);
+    assert!(Reader::open(&bytes[..]).is_err());
+    let items = read(&bytes).unwrap();
+    assert_eq!(items[0], Item::Damaged(0..(data + header_len) as u64));
+    assert_eq!(blocks_of(&items).len(), blocks.len());
+}
+
 fn fixture(name: &str) -> Vec<u8> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/car");
     std::fs::read(format!("{folder}/{name}.car")).unwrap()
