@@ -86,7 +86,7 @@ fn check(device: &Kith, files: &BTreeMap<String, u64>, label: &str) {
 
 /// Everything reads, and nothing is damaged.
 fn full_check(device: &Kith, files: &BTreeMap<String, u64>, label: &str) {
-    let ran = device.run(["--json", "verify"]);
+    let ran = device.run(["verify"]);
     let verified = ran.event("verified");
     assert_eq!(number(&verified, "damaged"), 0, "{label}: {verified}");
     assert_eq!(

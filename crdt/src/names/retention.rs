@@ -99,7 +99,8 @@ impl Tree {
         is_wanted: &dyn Fn(&EntryId) -> bool,
     ) -> Vec<Kept> {
         let now = self.believed(now);
-        let mut kept: BTreeMap<([u8; 32], u64), Kept> = BTreeMap::new();
+        // By all of the link: one with another key is another one, and the true one must not be hidden by it.
+        let mut kept: BTreeMap<[u8; ObjectLink::BYTES], Kept> = BTreeMap::new();
         for inode in self.rows.all_inodes() {
             for row in self.kept_rows(inode, retention, now) {
                 let version = self.rows.version(row);
@@ -107,12 +108,10 @@ impl Tree {
                     && is_wanted(&self.rows.info(row).id.entry)
                 {
                     let is_listing = version.kind == FileKind::Folder;
-                    let found = kept
-                        .entry((link.digest, link.size))
-                        .or_insert_with(|| Kept {
-                            link: link.clone(),
-                            is_listing,
-                        });
+                    let found = kept.entry(link.encode()).or_insert_with(|| Kept {
+                        link: link.clone(),
+                        is_listing,
+                    });
                     // The same bytes as a file and as a listing: the listing reaches more.
                     found.is_listing |= is_listing;
                 }

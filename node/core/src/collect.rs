@@ -6,6 +6,7 @@
 //! Spec: `protocol/spec/garbage.md`, "Retiring".
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kith_crdt::catalogue::Retired;
 use kith_object::disk::Disk;
@@ -205,13 +206,15 @@ pub struct Outcome {
     pub retired: Vec<Retired>,
     /// Bytes of blocks that were copied.
     pub copied_bytes: u64,
+    /// Bytes of the files of packs that are retired.
+    pub bytes: u64,
     /// Why a pack stays, of the first one that does.
     pub trouble: Option<StoreError>,
 }
 
 /// Marks packs, copies out what is kept of them and has it last. Whatever comes in between, what is not in the outcome is as it was.
 ///
-/// Of a merge everything is kept; so it is without `reached`.
+/// Of a merge everything is kept; so it is without `reached`. With `spare`, what the store holds in reserve may be taken: only where the packs go at once.
 ///
 /// # Errors
 /// [`StoreError`] if copies cannot be made to last: then nothing is retired.
@@ -219,6 +222,7 @@ pub fn retire<D: Disk, I: Index>(
     store: &Store<D, I>,
     batch: &[Candidate],
     reached: Option<&Reached>,
+    spare: bool,
 ) -> Result<Outcome, StoreError> {
     let mut outcome = Outcome::default();
     let marked: Vec<&Candidate> = batch
@@ -234,7 +238,7 @@ pub fn retire<D: Disk, I: Index>(
         }
         let leaves_out = candidate.why == Why::Garbage;
         let is_kept = |cid: &Cid| !leaves_out || reached.is_none_or(|reached| reached.has(cid));
-        match store.copy_out(&candidate.pack, LEFT_OUT_MAX, &is_kept) {
+        match store.copy_out(&candidate.pack, LEFT_OUT_MAX, spare, &is_kept) {
             Ok(out) => {
                 outcome.copied_bytes += out.copied_bytes;
                 copied.push((candidate.pack, out));
@@ -256,12 +260,15 @@ pub fn retire<D: Disk, I: Index>(
     }
     for (pack, out) in copied {
         match store.replacements(&out.kept) {
-            Ok(Some(replacements)) => outcome.retired.push(Retired {
-                pack,
-                replacements: replacements.into_iter().collect(),
-                basis: Vec::new(),
-                left_out: out.left_out,
-            }),
+            Ok(Some(replacements)) => {
+                outcome.bytes += out.bytes;
+                outcome.retired.push(Retired {
+                    pack,
+                    replacements: replacements.into_iter().collect(),
+                    basis: Vec::new(),
+                    left_out: out.left_out,
+                });
+            }
             Ok(None) => store.unmark_retired(&pack),
             Err(error) => {
                 store.unmark_retired(&pack);
@@ -281,7 +288,7 @@ pub fn take_back<D: Disk, I: Index>(store: &Store<D, I>, retired: &[Retired]) {
 
 /// Drops a ripe pack if it is here and nobody relies on it; answers the bytes that are free again.
 ///
-/// `left_out` are the blocks that all retirements of it leave out; one that is reached after all is copied first. Without `reached`, all are.
+/// `left_out` are the blocks that its retirements leave out; one that is reached after all, by any of these walks, is copied first. Without a walk, all are.
 ///
 /// # Errors
 /// [`StoreError`]; then the pack stays.
@@ -289,7 +296,7 @@ pub fn drop_ripe<D: Disk, I: Index>(
     store: &Store<D, I>,
     pack: &PackId,
     left_out: &BTreeSet<[u8; 32]>,
-    reached: Option<&Reached>,
+    walks: &[Arc<Reached>],
 ) -> Result<Option<u64>, StoreError> {
     if !store.mark_retired(pack) {
         return Ok(None);
@@ -298,7 +305,7 @@ pub fn drop_ripe<D: Disk, I: Index>(
         let is_left_out = cid
             .digest()
             .is_some_and(|digest| left_out.contains(&digest));
-        is_left_out && reached.is_some_and(|reached| !reached.has(cid))
+        is_left_out && !walks.is_empty() && !walks.iter().any(|reached| reached.has(cid))
     };
     store.drop_retired(pack, &may_go)
 }

@@ -175,7 +175,7 @@ pub enum Command {
     Remove(Removal),
     /// Say that packs were closed here.
     Born(Vec<Born>),
-    /// Say that packs are on their way out; their basis is filled in here.
+    /// Say that packs are on their way out.
     Retire(Vec<Retired>),
     /// Say that this device misses nothing of what these retirements leave out.
     Seen(Vec<Seen>),
@@ -450,7 +450,7 @@ impl Device {
             anti_entropy: setup.anti_entropy,
             replica: Replica::open(setup.space, Some(&setup.keys)),
             tree: Tree::new(),
-            upkeep: Upkeep::default(),
+            upkeep: Upkeep::new(me),
             gossip: Gossip::new(me, setup.spread_entries, rng.split()),
             exchange: Exchange::new(),
             policy: Policy::default(),
@@ -828,12 +828,7 @@ impl Device {
             Command::Born(born) => {
                 self.tell_catalogue(born.into_iter().map(CatalogueRecord::Born).collect())
             }
-            Command::Retire(mut retired) => {
-                let mut basis = self.replica.heads(DocumentKind::Names);
-                basis.sort_unstable();
-                for retired in &mut retired {
-                    retired.basis.clone_from(&basis);
-                }
+            Command::Retire(retired) => {
                 self.tell_catalogue(retired.into_iter().map(CatalogueRecord::Retired).collect())
             }
             Command::Seen(seen) => {

@@ -49,7 +49,10 @@ pub enum Ripeness {
 /// retirements before it until the next start: that keeps a file too long, which is harmless.
 #[derive(Debug, Default)]
 pub struct Retirements {
-    /// When each pack was last said to have come to be.
+    /// Whose fold this is.
+    me: DeviceId,
+    /// When this device last said that a pack has come to be here. What others say of theirs voids none of its own retirements: else any of them could keep
+    /// it from ever collecting.
     born: BTreeMap<PackId, Hlc>,
     list: BTreeMap<(EntryId, u32), Retirement>,
     /// Who has said `seen` of an entry: in which entry, and whether in full.
@@ -57,6 +60,14 @@ pub struct Retirements {
 }
 
 impl Retirements {
+    /// Nothing yet, as that device sees it.
+    pub fn new(me: DeviceId) -> Self {
+        Self {
+            me,
+            ..Self::default()
+        }
+    }
+
     /// Takes in a record that counts.
     pub(crate) fn add(
         &mut self,
@@ -66,7 +77,7 @@ impl Retirements {
         record: &CatalogueRecord,
     ) {
         match record {
-            CatalogueRecord::Born(born) => {
+            CatalogueRecord::Born(born) if author == self.me => {
                 let last = self.born.entry(born.pack).or_insert(hlc);
                 *last = (*last).max(hlc);
             }
@@ -104,15 +115,23 @@ impl Retirements {
         });
     }
 
-    /// Whether the catalogue knows of a pack.
+    /// Whether this device has said of a pack that it came to be here.
     pub fn is_born(&self, pack: &PackId) -> bool {
         self.born.contains_key(pack)
     }
 
-    /// Whether the retirement stands: its author is a keyed member, and the pack did not come to be again since.
+    /// Whether the retirement stands: its author is a keyed member, and if that is this device, the pack did not come to be again since.
     pub fn stands(&self, retirement: &Retirement, access: &Access) -> bool {
         let born = self.born.get(&retirement.pack);
-        access.is_member(&retirement.author) && born.is_none_or(|born| *born <= retirement.hlc)
+        access.is_member(&retirement.author)
+            && (retirement.author != self.me || born.is_none_or(|born| *born <= retirement.hlc))
+    }
+
+    /// This device's own that stand: the only ones by which it drops anything. What another one retires it judges, and retires, itself.
+    pub fn own<'a>(&'a self, access: &'a Access) -> impl Iterator<Item = &'a Retirement> + use<'a> {
+        let me = self.me;
+        self.standing(access)
+            .filter(move |retirement| retirement.author == me)
     }
 
     /// All that stand.
@@ -264,7 +283,7 @@ mod tests {
     }
 
     fn fold(changes: &[RecordChange]) -> Retirements {
-        let mut fold = Retirements::default();
+        let mut fold = Retirements::new(device(1));
         for change in changes {
             match change {
                 RecordChange::Added {
@@ -336,13 +355,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pack_that_came_to_be_again_or_was_retired_by_a_stranger_stays() {
+    fn a_pack_that_came_to_be_again_here_or_was_retired_by_a_stranger_stays() {
         let mesh = access(&[(1, Role::Admin), (2, Role::Blind)]);
         let stands = |changes: &[RecordChange]| fold(changes).standing(&mesh).count();
         let retire = added(1, 1, 3, &retired(9, 0));
         assert_eq!(stands(&[added(2, 1, 4, &born(9)), retire.clone()]), 1);
         assert_eq!(stands(&[added(2, 1, 2, &born(9)), retire.clone()]), 0);
-        assert_eq!(stands(&[retire, added(2, 1, 2, &born(9))]), 0);
+        assert_eq!(stands(&[retire.clone(), added(2, 1, 2, &born(9))]), 0);
+        assert_eq!(
+            stands(&[retire, added(2, 2, 2, &born(9))]),
+            1,
+            "what another one says of its own packs is not of these"
+        );
         assert_eq!(
             stands(&[added(1, 2, 3, &retired(9, 0))]),
             0,

@@ -35,6 +35,14 @@ struct Setting {
 }
 
 impl Upkeep {
+    /// Nothing yet, as that device sees it.
+    pub fn new(me: DeviceId) -> Self {
+        Self {
+            settings: BTreeMap::new(),
+            retirements: Retirements::new(me),
+        }
+    }
+
     /// Takes in what began to count or ceased to.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = RecordChange>) {
         for change in changes {

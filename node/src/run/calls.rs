@@ -97,7 +97,7 @@ impl Service for Node {
                     rate,
                     resume,
                 } => self.verify(percent, rate, resume, &tell).await,
-                Request::Gc { dry_run } => self.gc(dry_run, &tell).await,
+                Request::Gc { dry_run } => self.clone().gc(dry_run, &tell).await,
                 Request::Pin { what, wait } => self.pin(what, wait, &tell).await,
                 Request::Unpin { what } => self.unpin(what, &tell).await,
                 Request::Pins => self.list_pins(&tell).await,

@@ -21,22 +21,32 @@ use kith_object::object::{Leaves, Reach, Reached};
 use kith_object::pack::Class;
 use kith_object::seal::Opener;
 use kith_object::store::{StoreError, Verified};
-use kith_object::time::Time;
+use kith_object::time::{Span, Time};
 use kith_protocol::api::{self, Event, Failure, FailureKind};
 
 use super::calls::failure::store_failure;
 use super::calls::{CancelOnDrop, PROGRESS_EVERY, told};
 use super::{Node, held};
-use crate::config::now;
+use crate::config::{fresh_rng, now};
 use crate::local::Teller;
 use crate::source::{ReadError, Source};
 
-/// Most blocks that a walk lacks before the device counts as one that keeps only part, instead of one that has lost some.
-const FETCH_MAX: u64 = 256;
+/// Blocks that a walk lacks that others are asked for before it is begun anew. If even one of the first few comes, of many, the device is one that keeps
+/// only part of what there is, and does not fetch the rest.
+const ASKED_MAX: usize = 1024;
+/// More missing blocks than this mean such a device, unless none of them can be had.
+const PART_MAX: u64 = 256;
+/// A block that no other device had counts as lost once it was so in two runs that far apart: one of them may have been unable to look.
+const LOST_AFTER: Span = Span::from_secs(4 * 3600);
+/// Most blocks remembered that no other device had.
+const LOST_MAX: usize = 1 << 16;
 /// How often a walk is begun anew because blocks that it lacked came: each may name more.
-const WALKS_MAX: usize = 8;
+const WALKS_MAX: usize = 64;
 /// Blocks fetched at once.
 const FETCH_BATCH: usize = 32;
+/// Packs that wait for other devices take so much of the disk at most beside what they hold, or a twentieth of the store: beyond, garbage stays where it is.
+const WAITING_BYTES: u64 = 256 << 20;
+const WAITING_PART: u64 = 20;
 /// Ticks of a second after the start of the daemon until its first run, and between two.
 const FIRST_TICKS: u64 = 600;
 const EVERY_TICKS: u64 = 6 * 3600;
@@ -46,14 +56,34 @@ const MERGE_TICKS: u64 = 600;
 const WORK: Duration = Duration::from_millis(20);
 
 /// What is kept from one run to the next.
-#[derive(Default)]
 pub(super) struct Collector {
     /// Held during a run.
-    leaves: tokio::sync::Mutex<Leaves>,
+    memory: tokio::sync::Mutex<Memory>,
     /// A run of the daemon's own is under way.
     is_running: AtomicBool,
     /// What the last run left waiting: packs and bytes.
     waiting: Mutex<(u64, u64)>,
+}
+
+/// What a run may know from those before it.
+struct Memory {
+    leaves: Leaves,
+    /// Blocks that no other device had, and since when.
+    absent: BTreeMap<Cid, Time>,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        let memory = Memory {
+            leaves: Leaves::new(fresh_rng().bytes()),
+            absent: BTreeMap::new(),
+        };
+        Self {
+            memory: tokio::sync::Mutex::new(memory),
+            is_running: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        }
+    }
 }
 
 /// How a run is to go.
@@ -138,22 +168,35 @@ struct Snapshot {
     opener: Opener,
     /// Keyed, and allowed to write.
     may_write: bool,
-    others: BTreeSet<DeviceId>,
-    connected: BTreeSet<DeviceId>,
+    /// Alone in the mesh.
+    alone: bool,
+    /// Entries of `names` that nothing here built upon.
+    heads: Vec<EntryId>,
 }
 
 impl Snapshot {
-    fn of(device: &Device, now: Time) -> Self {
+    fn of(device: &Device, mode: Mode) -> Self {
         let me = device.id();
-        let members = device.access().members.keys();
+        let mut members = device.access().members.keys();
+        let mut heads = device.replica().heads(DocumentKind::Names);
+        heads.sort_unstable();
         Self {
-            kept: device.tree().kept(&device.retention(), now),
+            kept: match mode {
+                Mode::Merge => Vec::new(),
+                Mode::Look | Mode::Full => device.tree().kept(&device.retention(), now()),
+            },
             opener: Opener::new(device.replica().dedup_secrets()),
             may_write: device.access().is_member(&me) && device.is_settled(),
-            others: members.filter(|id| **id != me).copied().collect(),
-            connected: device.peers().clone(),
+            alone: members.all(|id| *id == me),
+            heads,
         }
     }
+}
+
+/// Whether every other device of the mesh is connected.
+fn all_are_here(device: &Device) -> bool {
+    let mut members = device.access().members.keys();
+    members.all(|id| *id == device.id() || device.peers().contains(id))
 }
 
 /// When each member gave its last sign of life.
@@ -185,7 +228,7 @@ impl Node {
             return;
         }
         tokio::spawn(async move {
-            match self.collect(mode, Arc::new(Pace::gentle())).await {
+            match self.clone().collect(mode, Arc::new(Pace::gentle())).await {
                 Ok(report) => {
                     let (dropped, freed_bytes) = (report.dropped, report.freed_bytes);
                     if dropped > 0 {
@@ -207,14 +250,15 @@ impl Node {
     }
 
     /// `kith gc`.
-    pub(super) async fn gc(&self, dry_run: bool, tell: &Teller) -> Result<(), Failure> {
+    pub(super) async fn gc(self: Arc<Self>, dry_run: bool, tell: &Teller) -> Result<(), Failure> {
         let mode = if dry_run { Mode::Look } else { Mode::Full };
         let pace = Arc::new(Pace::default());
         let _cancel = CancelOnDrop({
             let pace = pace.clone();
             move || pace.cancelled.store(true, Ordering::Relaxed)
         });
-        let mut run = std::pin::pin!(self.collect(mode, pace.clone()));
+        // By itself, so that a client that goes away ends it where it can end.
+        let mut run = tokio::spawn(self.collect(mode, pace.clone()));
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let outcome = loop {
             tokio::select! {
@@ -229,6 +273,7 @@ impl Node {
                 }
             }
         };
+        let outcome = outcome.unwrap_or(Err(RunError::Ending));
         let report = outcome.map_err(|error| {
             let what = "collect garbage".to_owned();
             match &error {
@@ -264,14 +309,14 @@ impl Node {
     }
 
     /// One run.
-    async fn collect(&self, mode: Mode, pace: Arc<Pace>) -> Result<Report, RunError> {
-        let mut leaves = self.gc.leaves.lock().await;
+    async fn collect(self: Arc<Self>, mode: Mode, pace: Arc<Pace>) -> Result<Report, RunError> {
+        let mut memory = self.gc.memory.lock().await;
         let mut report = Report::default();
         // Before anything is asked: what ends from here on still counts.
         let run = self.store.begin_run();
         let mut snapshot = self
             .asker
-            .look(|device| Snapshot::of(device, now()))
+            .look(move |device| Snapshot::of(device, mode))
             .await
             .ok_or(RunError::Ending)?;
         if !snapshot.may_write && mode != Mode::Look {
@@ -282,13 +327,12 @@ impl Node {
             self.job(|store| store.close_packs()).await?;
         }
         self.tend_packs().await;
+        self.mark_again().await?;
         let reached = if mode == Mode::Merge {
             None
         } else {
             let roots = self.roots(std::mem::take(&mut snapshot.kept))?;
-            let known = std::mem::take(&mut *leaves);
-            let (reached, known) = self.walk(&snapshot, roots, known, &pace).await?;
-            *leaves = known;
+            let reached = self.walk(&snapshot, roots, &mut memory, &pace).await?;
             report.missing = reached.missing_count;
             Some(Arc::new(reached))
         };
@@ -307,13 +351,15 @@ impl Node {
                 .collect();
             return Ok(report);
         }
-        self.retire_all(&mut report, complete.clone(), &pace)
+        let walks: Vec<Arc<Reached>> = complete.into_iter().collect();
+        self.retire_all(&mut report, &snapshot, &walks, &pace)
             .await?;
         if mode == Mode::Full {
-            self.see_all(&mut report, &snapshot, complete.clone(), &pace)
+            self.see_all(&mut report, &snapshot, &walks, &mut memory, &pace)
                 .await?;
         }
-        self.drop_all(&mut report, complete, &pace).await?;
+        let walks = self.walks_now(&snapshot, walks, &mut memory, &pace).await?;
+        self.drop_all(&mut report, &walks, &pace).await?;
         drop(run);
         Ok(report)
     }
@@ -333,18 +379,47 @@ impl Node {
         Ok(done.map_err(|_| RunError::Ending)??)
     }
 
-    /// Goes through what is kept. What is missing is asked of others; what nobody has, though everybody was asked, holds up nothing.
+    /// Marks what this device has retired and waits for, which a restart has forgotten, and nothing else.
+    async fn mark_again(&self) -> Result<(), RunError> {
+        let own = |device: &Device| {
+            let own = device.upkeep().retirements().own(device.access());
+            own.map(|retirement| retirement.pack)
+                .collect::<BTreeSet<PackId>>()
+        };
+        let own = self.asker.look(own).await.ok_or(RunError::Ending)?;
+        self.job(move |store| {
+            for pack in store.retired_packs() {
+                if !own.contains(&pack) {
+                    store.unmark_retired(&pack);
+                }
+            }
+            for pack in own.iter().filter(|pack| !store.is_retired(pack)) {
+                store.mark_retired(pack);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Goes through what is kept. What is missing is asked of others; what nobody has, though everybody was asked, and more than once, holds up nothing.
     async fn walk(
         &self,
         snapshot: &Snapshot,
         roots: Vec<Kept>,
-        mut leaves: Leaves,
+        memory: &mut Memory,
         pace: &Arc<Pace>,
-    ) -> Result<(Reached, Leaves), RunError> {
-        let mut lost = BTreeSet::new();
+    ) -> Result<Reached, RunError> {
+        let began = now();
+        let mut lost: BTreeSet<Cid> = BTreeSet::new();
+        if !snapshot.alone {
+            let old = memory.absent.iter();
+            let old = old.filter(|(_, since)| **since + LOST_AFTER <= began);
+            lost.extend(old.map(|(cid, _)| *cid));
+        }
         let mut walks = 0;
         loop {
             walks += 1;
+            let leaves = memory.leaves.clone();
             let mut reach = Reach::new(snapshot.opener.clone(), leaves, lost.clone());
             for kept in &roots {
                 reach.enter(kept.link.clone(), kept.is_listing);
@@ -357,22 +432,79 @@ impl Node {
                 })
                 .await?
             };
-            let (reached, known) = walked.ok_or(RunError::Cancelled)?;
+            let (reached, leaves) = walked.ok_or(RunError::Cancelled)?;
+            memory.leaves = leaves;
             // Deeper than any honest object is as good as incomplete.
-            if reached.is_complete() || reached.missing_count > FETCH_MAX || walks == WALKS_MAX {
-                return Ok((reached, known));
+            if reached.is_complete() || walks == WALKS_MAX {
+                return Ok(reached);
             }
-            let absent = self.fetch(reached.missing.clone(), snapshot, pace).await?;
-            let all_asked = snapshot.others.is_subset(&snapshot.connected);
-            let came = absent.len() < reached.missing.len();
-            if !came && !all_asked {
-                return Ok((reached, known));
+            if snapshot.alone {
+                // Nobody else can have it.
+                lost.extend(&reached.missing);
+                continue;
             }
-            if all_asked {
-                lost.extend(absent);
+            let asked: Vec<Cid> = reached.missing.iter().take(ASKED_MAX).copied().collect();
+            let before = self.asker.look(all_are_here).await;
+            if reached.missing_count > PART_MAX {
+                // A few first: where one of these comes, most of the others would.
+                let few: Vec<Cid> = asked.iter().take(FETCH_BATCH).copied().collect();
+                if self.fetch(few.clone(), snapshot, pace).await?.len() < few.len() {
+                    return Ok(reached);
+                }
             }
-            leaves = known;
+            let absent = self.fetch(asked.clone(), snapshot, pace).await?;
+            let after = self.asker.look(all_are_here).await;
+            for cid in asked.iter().filter(|cid| !absent.contains(cid)) {
+                memory.absent.remove(cid);
+            }
+            if before == Some(true) && after == Some(true) {
+                for cid in &absent {
+                    if memory.absent.len() < LOST_MAX {
+                        memory.absent.entry(*cid).or_insert(began);
+                    }
+                }
+            }
+            if absent.len() == asked.len() {
+                return Ok(reached);
+            }
         }
+    }
+
+    /// The walks that drops go by: the run's own, and one through the versions that came to count since its beginning, whoever wrote them. None if either is
+    /// incomplete.
+    async fn walks_now(
+        &self,
+        snapshot: &Snapshot,
+        mut walks: Vec<Arc<Reached>>,
+        memory: &mut Memory,
+        pace: &Arc<Pace>,
+    ) -> Result<Vec<Arc<Reached>>, RunError> {
+        if walks.is_empty() {
+            return Ok(walks);
+        }
+        let Some(kept) = self.kept_beyond(snapshot.heads.clone()).await? else {
+            return Ok(Vec::new());
+        };
+        if !kept.is_empty() {
+            let roots = self.roots(kept)?;
+            let late = self.walk(snapshot, roots, memory, pace).await?;
+            if !late.is_complete() {
+                return Ok(Vec::new());
+            }
+            walks.push(Arc::new(late));
+        }
+        Ok(walks)
+    }
+
+    /// What is kept of versions beyond these entries; `None` if one of them is not here.
+    async fn kept_beyond(&self, basis: Vec<EntryId>) -> Result<Option<Vec<Kept>>, RunError> {
+        let look = move |device: &Device| {
+            let beyond = device.replica().beyond(DocumentKind::Names, &basis)?;
+            let is_wanted = |entry: &EntryId| beyond.contains(entry);
+            let tree = device.tree();
+            Some(tree.kept_of(&device.retention(), now(), &is_wanted))
+        };
+        self.asker.look(look).await.ok_or(RunError::Ending)
     }
 
     /// Asks others for blocks, which then lie here to stay; answers those that nobody within reach has.
@@ -393,17 +525,25 @@ impl Node {
     async fn retire_all(
         &self,
         report: &mut Report,
-        reached: Option<Arc<Reached>>,
+        snapshot: &Snapshot,
+        walks: &[Arc<Reached>],
         pace: &Arc<Pace>,
     ) -> Result<(), RunError> {
+        let waiting_max = WAITING_BYTES.max(report.survey.bytes / WAITING_PART);
         for batch in collect::batches(&report.survey.candidates) {
             if pace.cancelled.load(Ordering::Relaxed) {
                 return Err(RunError::Cancelled);
             }
             let merges = batch.iter().all(|candidate| candidate.why == Why::Small);
+            let at_once = merges || snapshot.alone;
+            if !at_once && self.dying().1 >= waiting_max {
+                let why = "enough packs are on their way out: more follow once other devices have said that they miss nothing of these";
+                report.trouble.push(why.to_owned());
+                continue;
+            }
             let outcome = {
-                let reached = reached.clone();
-                self.job(move |store| collect::retire(store, &batch, reached.as_deref()))
+                let reached = walks.first().cloned();
+                self.job(move |store| collect::retire(store, &batch, reached.as_deref(), at_once))
                     .await?
             };
             report.copied_bytes += outcome.copied_bytes;
@@ -416,7 +556,12 @@ impl Node {
             if count == 0 {
                 continue;
             }
-            let told = self.asker.command(Command::Retire(outcome.retired.clone()));
+            let mut retired = outcome.retired.clone();
+            for retired in &mut retired {
+                // What was known when the walk began.
+                retired.basis.clone_from(&snapshot.heads);
+            }
+            let told = self.asker.command(Command::Retire(retired));
             if let Err(error) = told.await {
                 collect::take_back(&*self.store, &outcome.retired);
                 return Err(RunError::Tell(error));
@@ -427,12 +572,16 @@ impl Node {
                 report.retired += count;
             }
             // Room is made as soon as it can be, so that the next batch has some.
-            self.drop_all(report, reached.clone(), pace).await?;
+            if at_once {
+                self.drop_all(report, walks, pace).await?;
+            } else {
+                held(&self.gc.waiting).1 += outcome.bytes;
+            }
         }
         Ok(())
     }
 
-    /// Retired packs that are on this disk.
+    /// Packs that this device retired and that are on its disk.
     async fn dying_now(&self) -> Result<Vec<(PackId, u64, Dying)>, RunError> {
         let packs: BTreeMap<PackId, u64> = self
             .job(|store| store.packs())
@@ -445,7 +594,7 @@ impl Node {
             let (access, retirements) = (device.access(), device.upkeep().retirements());
             let heard = heard(device, now);
             let mut dying: BTreeMap<PackId, Dying> = BTreeMap::new();
-            for retirement in retirements.standing(access) {
+            for retirement in retirements.own(access) {
                 if !packs.contains_key(&retirement.pack) {
                     continue;
                 }
@@ -481,7 +630,7 @@ impl Node {
     async fn drop_all(
         &self,
         report: &mut Report,
-        reached: Option<Arc<Reached>>,
+        walks: &[Arc<Reached>],
         pace: &Arc<Pace>,
     ) -> Result<(), RunError> {
         let dying = self.dying_now().await?;
@@ -496,22 +645,15 @@ impl Node {
                 report.waiting.extend(told_of((pack, bytes, dying)));
                 continue;
             }
-            if reached.is_none() && dying.retirements.iter().all(|one| one.left_out > 0) {
+            if walks.is_empty() && dying.retirements.iter().all(|one| one.left_out > 0) {
                 // Without a walk all of it would have to be copied; the next run that goes through everything drops it.
                 (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
                 continue;
             }
             let left_out = self.left_out(&dying.retirements).await?;
             let job = {
-                let reached = reached.clone();
-                self.job(move |store| {
-                    Ok(collect::drop_ripe(
-                        store,
-                        &pack,
-                        &left_out,
-                        reached.as_deref(),
-                    ))
-                })
+                let walks = walks.to_vec();
+                self.job(move |store| Ok(collect::drop_ripe(store, &pack, &left_out, &walks)))
             };
             match job.await? {
                 Ok(Some(freed)) => {
@@ -576,7 +718,8 @@ impl Node {
         &self,
         report: &mut Report,
         snapshot: &Snapshot,
-        complete: Option<Arc<Reached>>,
+        walks: &[Arc<Reached>],
+        memory: &mut Memory,
         pace: &Arc<Pace>,
     ) -> Result<(), RunError> {
         let unseen = |device: &Device| {
@@ -586,9 +729,9 @@ impl Node {
         let unseen = self.asker.look(unseen).await.ok_or(RunError::Ending)?;
         for id in unseen {
             for (entry, records) in self.records(BTreeSet::from([id])).await? {
-                let reached = match &complete {
+                let reached = match walks.first() {
                     Some(reached) => reached.clone(),
-                    None => match self.beyond(&records, snapshot, pace).await? {
+                    None => match self.beyond(&records, snapshot, memory, pace).await? {
                         Some(reached) => Arc::new(reached),
                         None => continue,
                     },
@@ -614,7 +757,7 @@ impl Node {
                 }
                 let seen = Seen {
                     entry,
-                    in_full: complete.is_some(),
+                    in_full: !walks.is_empty(),
                 };
                 let told = self.asker.command(Command::Seen(vec![seen])).await;
                 told.map_err(RunError::Tell)?;
@@ -629,26 +772,17 @@ impl Node {
         &self,
         records: &[(u32, Retired)],
         snapshot: &Snapshot,
+        memory: &mut Memory,
         pace: &Arc<Pace>,
     ) -> Result<Option<Reached>, RunError> {
         let Some((_, first)) = records.first() else {
             return Ok(None);
         };
-        let basis = first.basis.clone();
-        let look = move |device: &Device| {
-            let beyond = device.replica().beyond(DocumentKind::Names, &basis)?;
-            let is_wanted = |entry: &EntryId| beyond.contains(entry);
-            Some(
-                device
-                    .tree()
-                    .kept_of(&device.retention(), now(), &is_wanted),
-            )
-        };
-        let Some(kept) = self.asker.look(look).await.ok_or(RunError::Ending)? else {
+        let Some(kept) = self.kept_beyond(first.basis.clone()).await? else {
             return Ok(None);
         };
         let roots = self.roots(kept)?;
-        let (reached, _) = self.walk(snapshot, roots, Leaves::default(), pace).await?;
+        let reached = self.walk(snapshot, roots, memory, pace).await?;
         Ok(Some(reached).filter(Reached::is_complete))
     }
 }

@@ -330,6 +330,8 @@ impl Disk for RealDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name)?;
+        // What is removed may have been copied just now: the copy is to last first, though syncs are put off.
+        self.settler().settle()?;
         let mut open = self.open_files();
         fs::remove_file(path)?;
         open.files.remove(name);

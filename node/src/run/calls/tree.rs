@@ -90,6 +90,8 @@ impl Node {
 
     pub(super) async fn mv(&self, from: Name, to: Name) -> Result<(), Failure> {
         let (from, mut to) = (tree_path(&from)?, tree_path(&to)?);
+        // A folder's new version names its old listing, which may be on its way out.
+        let _lease = self.store.lease_all();
         let into = {
             let to = to.clone();
             self.look(move |device| {

@@ -30,7 +30,7 @@ pub struct Reach {
     listings: BTreeSet<[u8; 32]>,
     todo: Vec<(ObjectLink, bool)>,
     at: At,
-    reached: Prefixes,
+    reached: Prefixes<u64>,
     missing: Vec<Cid>,
     missing_count: u64,
 }
@@ -57,13 +57,19 @@ enum At {
 }
 
 /// Objects that were found to consist of one block, so that the next walk need not read them again: half of the files of most people do.
-#[derive(Debug, Default, Clone)]
-pub struct Leaves(Prefixes);
+///
+/// Known by sixteen bytes of a hash under a key that nobody else knows: who could make another object look like one of these would have what is in it
+/// passed over.
+#[derive(Debug, Clone)]
+pub struct Leaves {
+    key: [u8; 32],
+    known: Prefixes<u128>,
+}
 
 /// What a walk has come to.
 #[derive(Debug, Default)]
 pub struct Reached {
-    prefixes: Prefixes,
+    prefixes: Prefixes<u64>,
     /// Blocks that could not be read and that others may hang on, the first of them.
     pub missing: Vec<Cid>,
     /// How many there are.
@@ -72,13 +78,13 @@ pub struct Reached {
 
 /// A set of numbers that mostly grows.
 #[derive(Debug, Default, Clone)]
-struct Prefixes {
-    sorted: Vec<u64>,
-    fresh: Vec<u64>,
+struct Prefixes<T> {
+    sorted: Vec<T>,
+    fresh: Vec<T>,
 }
 
-impl Prefixes {
-    fn insert(&mut self, number: u64) {
+impl<T: Ord> Prefixes<T> {
+    fn insert(&mut self, number: T) {
         self.fresh.push(number);
         if self.fresh.len() >= SORT_EVERY.max(self.sorted.len() / 4) {
             self.settle();
@@ -93,14 +99,33 @@ impl Prefixes {
     }
 
     /// Of what has settled.
-    fn has(&self, number: u64) -> bool {
+    fn has(&self, number: T) -> bool {
         self.sorted.binary_search(&number).is_ok()
     }
 }
 
 impl Leaves {
-    fn number(link: &ObjectLink) -> u64 {
-        prefix(blake3::hash(&link.encode()).as_bytes())
+    /// None yet; the key is random, and the same as long as these are used.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self {
+            key,
+            known: Prefixes::default(),
+        }
+    }
+
+    fn number(&self, link: &ObjectLink) -> u128 {
+        let hash = blake3::keyed_hash(&self.key, &link.encode());
+        let (number, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+        u128::from_be_bytes(*number)
+    }
+
+    fn has(&self, link: &ObjectLink) -> bool {
+        self.known.has(self.number(link))
+    }
+
+    fn insert(&mut self, link: &ObjectLink) {
+        let number = self.number(link);
+        self.known.insert(number);
     }
 }
 
@@ -132,7 +157,7 @@ impl Reached {
 impl Reach {
     /// A walk that has met nothing yet; `leaves` as the last one left them, `lost` are blocks that nobody has, which hold up nothing.
     pub fn new(opener: Opener, mut leaves: Leaves, lost: BTreeSet<Cid>) -> Self {
-        leaves.0.settle();
+        leaves.known.settle();
         Self {
             walk: BlockWalk::repeating(opener.clone()),
             opener,
@@ -210,7 +235,7 @@ impl Reach {
     }
 
     fn begin(&mut self, link: ObjectLink, is_listing: bool) {
-        if !is_listing && self.leaves.0.has(Leaves::number(&link)) {
+        if !is_listing && self.leaves.has(&link) {
             self.reached.insert(prefix(&link.digest));
             return;
         }
@@ -286,8 +311,7 @@ impl Reach {
                     && root
                     && kind != Kind::Manifest
                 {
-                    let number = Leaves::number(link);
-                    self.leaves.0.insert(number);
+                    self.leaves.insert(link);
                 }
             }
             At::Listing { reader, asked, .. } => {
@@ -422,7 +446,7 @@ mod tests {
         let link = folder(&mut blocks);
         let mut other = Blocks::new();
         write(Kind::Chunk, &noise(9, 5000), &mut other);
-        let mut reach = start(Leaves::default());
+        let mut reach = start(Leaves::new([9; 32]));
         reach.enter(link, true);
         let reads = walk(&mut reach, &blocks);
         let (reached, _) = reach.finish();
@@ -438,7 +462,7 @@ mod tests {
         let mut blocks = Blocks::new();
         let link = folder(&mut blocks);
         for order in [[true, false], [false, true]] {
-            let mut reach = start(Leaves::default());
+            let mut reach = start(Leaves::new([9; 32]));
             for is_listing in order {
                 reach.enter(link.clone(), is_listing);
             }
@@ -453,7 +477,7 @@ mod tests {
         let links: Vec<ObjectLink> = (0..50)
             .map(|seed| write(Kind::Chunk, &[seed; 9], &mut blocks))
             .collect();
-        let mut leaves = Leaves::default();
+        let mut leaves = Leaves::new([9; 32]);
         for expected in [50, 0] {
             let mut reach = start(leaves);
             for link in &links {
@@ -472,7 +496,7 @@ mod tests {
         let link = folder(&mut blocks);
         let whole = blocks.clone();
         let mut opened = Vec::new();
-        let mut reach = start(Leaves::default());
+        let mut reach = start(Leaves::new([9; 32]));
         reach.enter(link.clone(), true);
         while let Some(cid) = reach.next() {
             opened.push(cid);
@@ -480,7 +504,7 @@ mod tests {
         }
         for gone in opened {
             blocks.remove(&gone);
-            let mut reach = start(Leaves::default());
+            let mut reach = start(Leaves::new([9; 32]));
             reach.enter(link.clone(), true);
             walk(&mut reach, &blocks);
             let (reached, _) = reach.finish();
@@ -488,7 +512,7 @@ mod tests {
             assert_eq!(reached.missing, [gone]);
             assert!(reached.has(&gone));
             let opener = Opener::new(vec![secret()]);
-            let mut reach = Reach::new(opener, Leaves::default(), BTreeSet::from([gone]));
+            let mut reach = Reach::new(opener, Leaves::new([9; 32]), BTreeSet::from([gone]));
             reach.enter(link.clone(), true);
             walk(&mut reach, &blocks);
             assert!(reach.finish().0.is_complete());
@@ -502,7 +526,7 @@ mod tests {
         let link = folder(&mut blocks);
         let mut wrong = link.clone();
         wrong.key = BlockKey::new([7; 32]);
-        let mut reach = start(Leaves::default());
+        let mut reach = start(Leaves::new([9; 32]));
         // The last one entered is gone through first.
         reach.enter(link, true);
         reach.enter(wrong.clone(), true);

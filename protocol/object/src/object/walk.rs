@@ -130,6 +130,9 @@ impl BlockWalk {
         let Opened { kind, data, .. } = self.opener.open_verified(&cid, block, &part.key)?;
         let malformed = |what| OpenError::Malformed { cid, what };
         if kind != Kind::Manifest && place == Place::Root {
+            if data.len() as u64 != part.len {
+                return Err(malformed("it is not as long as its link says"));
+            }
             return Ok(kind);
         }
         if kind != Kind::Manifest {

@@ -258,8 +258,9 @@ impl<D: Disk, I: Index> Store<D, I> {
                 Ok(())
             }
             Keep::Kept => {
+                // The same bytes may come to be again: they are not on their way out, and nobody marks them before their place in the order is known.
+                lock(&self.retiring).closing(*id);
                 self.disk.rename(from, &kept)?;
-                // The same bytes came to be again: they are not on their way out.
                 lock(&self.retiring).unmark(id);
                 if cached.keep_of(id) == Keep::Cached {
                     cached.remove(id);
@@ -279,8 +280,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             blocks: u32::try_from(blocks.len()).expect("at most PACK_BLOCKS_MAX"),
             bytes: self.disk.len(&closed_name(id, self.keep_of(id)))?,
         };
-        // From here on a put may find its blocks in the index: until its place in the order is known, nobody takes it away.
-        lock(&self.retiring).closing(*id);
         self.index.insert_pack(id, info, blocks)?;
         // Before its blocks leave `held`: see `write`.
         lock(&self.stats).packs_closed += 1;

@@ -217,6 +217,8 @@ impl<D: Disk, I: Index> Store<D, I> {
         if self.holds_for(cid, keep) {
             return Ok(true);
         }
+        // First this, then the index: whoever takes a pack away holds it over both, and a pack that is unknown here would count as kept.
+        let cached = self.cached();
         let places = self
             .index
             .locations(cid)
@@ -224,7 +226,6 @@ impl<D: Disk, I: Index> Store<D, I> {
         if keep == Keep::Cached {
             return Ok(!places.is_empty());
         }
-        let cached = self.cached();
         let mut kept = places
             .iter()
             .filter(|place| cached.keep_of(&place.pack) == Keep::Kept);

@@ -217,9 +217,10 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// The closed packs, kept and not on their way out, that a block lies in.
     fn live_packs(&self, cid: &Cid) -> Result<Vec<PackId>, StoreError> {
+        // In this order, as in `has_for`.
+        let cached = self.cached();
         let places = self.index.locations(cid);
         let places = places.map_err(|source| StoreError::Index { source })?;
-        let cached = self.cached();
         let retiring = lock(&self.retiring);
         let mut packs: Vec<PackId> = places.into_iter().map(|place| place.pack).collect();
         packs.retain(|pack| cached.keep_of(pack) == Keep::Kept && !retiring.is_marked(pack));
@@ -227,7 +228,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     /// Copies what is kept of a marked pack into open packs, so far as it lies in no other live pack. Of the rest, at most `left_out_max` blocks are left
-    /// out; what is beyond is copied too.
+    /// out; what is beyond is copied too. With `spare`, what is held in reserve of quota and floor may be taken: the pack has to go soon, then.
     ///
     /// The copies last once [`Store::flush`] has returned.
     ///
@@ -237,8 +238,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         &self,
         pack: &PackId,
         left_out_max: usize,
+        spare: bool,
         is_kept: &dyn Fn(&Cid) -> bool,
     ) -> Result<CopyOut, StoreError> {
+        let room = if spare { Room::Spare } else { Room::Evicting };
         let (bytes, found) = self.read_sound(pack)?;
         let mut out = CopyOut {
             bytes: bytes.len() as u64,
@@ -254,7 +257,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             out.kept.push(block.cid);
             if !self.lies_live(&block.cid)? {
-                self.copy(&found, &bytes, block, Room::Spare)?;
+                self.copy(&found, &bytes, block, room)?;
                 out.copied_bytes += u64::from(block.len);
             }
         }
@@ -266,6 +269,11 @@ impl<D: Disk, I: Index> Store<D, I> {
         // So that nobody gives it another name while it is read.
         let _upkeep = lock(&self.upkeep);
         self.judge_pack(pack)
+    }
+
+    /// The packs that are marked.
+    pub fn retired_packs(&self) -> Vec<PackId> {
+        lock(&self.retiring).marked.iter().copied().collect()
     }
 
     fn copy(

@@ -251,7 +251,7 @@ fn collect(store: &Store<SimDisk, Arc<MemIndex>>, seed: u64, model: &mut Model, 
     model.pending.retain(|cid| !is_garbage(cid));
     let mut retired = BTreeMap::new();
     for pack in marked {
-        match store.copy_out(&pack, 5, &|cid| !is_garbage(cid)) {
+        match store.copy_out(&pack, 5, true, &|cid| !is_garbage(cid)) {
             Ok(out) => drop(retired.insert(pack, out)),
             Err(_) => store.unmark_retired(&pack),
         }

@@ -116,7 +116,7 @@ fn a_put_does_not_rely_on_a_pack_that_is_on_its_way_out() {
     assert!(reads(&store, 2), "it is readable all the same");
     assert!(put(&store, 2, None), "and written anew");
     assert!(!put(&store, 2, None));
-    let out = store.copy_out(&pack, 100, &NOTHING).unwrap();
+    let out = store.copy_out(&pack, 100, true, &NOTHING).unwrap();
     assert_eq!((out.kept.len(), out.left_out.len()), (0, 5));
     store.drop_retired(&pack, &EVERYTHING).unwrap().unwrap();
     assert!(reads(&store, 2));
@@ -145,7 +145,7 @@ fn what_is_kept_is_copied_once_and_lies_in_the_replacements() {
     }
     put(&store, 1, None);
     let even = |wanted: &Cid| (0..20).any(|number| number % 2 == 0 && cid(number) == *wanted);
-    let out = store.copy_out(&first, 100, &even).unwrap();
+    let out = store.copy_out(&first, 100, true, &even).unwrap();
     assert_eq!(out.kept, [cid(0), cid(2), cid(4)]);
     assert_eq!(out.left_out.len(), 2);
     assert_eq!(out.copied_bytes, 3000);
@@ -154,10 +154,10 @@ fn what_is_kept_is_copied_once_and_lies_in_the_replacements() {
         None,
         "not closed yet"
     );
-    let again = store.copy_out(&first, 100, &even).unwrap();
+    let again = store.copy_out(&first, 100, true, &even).unwrap();
     assert_eq!(again.copied_bytes, 0);
     // No more than so many are left out.
-    let few = store.copy_out(&second, 1, &NOTHING).unwrap();
+    let few = store.copy_out(&second, 1, true, &NOTHING).unwrap();
     assert_eq!((few.kept.len(), few.left_out.len()), (4, 1));
     store.close_packs().unwrap();
     let replacements = store.replacements(&out.kept).unwrap().unwrap();
@@ -182,7 +182,7 @@ fn nothing_that_may_be_needed_goes_with_the_pack() {
     let copy = store.born().pop().unwrap().pack;
     assert!((0..5).all(|number| reads(&store, number)));
     assert!(store.mark_retired(&copy));
-    let out = store.copy_out(&copy, 0, &NOTHING).unwrap();
+    let out = store.copy_out(&copy, 0, true, &NOTHING).unwrap();
     assert_eq!(out.kept.len(), 5);
     store.close_packs().unwrap();
     let third = store.born().pop().unwrap().pack;
@@ -191,7 +191,7 @@ fn nothing_that_may_be_needed_goes_with_the_pack() {
     assert_eq!(store.drop_retired(&copy, &EVERYTHING).unwrap(), None);
     assert!(put(&store, 9, None), "another pack");
     assert!(store.mark_retired(&copy));
-    store.copy_out(&copy, 0, &NOTHING).unwrap();
+    store.copy_out(&copy, 0, true, &NOTHING).unwrap();
     store.close_packs().unwrap();
     let live = store.born().pop().unwrap().pack;
     disk.flip(&closed_name(&live, Keep::Kept), 3000 * 8);
@@ -207,7 +207,7 @@ fn a_damaged_pack_is_not_retired() {
     assert!(store.mark_retired(&pack));
     disk.flip(&closed_name(&pack, Keep::Kept), 3000 * 8);
     let damaged = |error| matches!(error, StoreError::Pack { .. });
-    assert!(store.copy_out(&pack, 9, &NOTHING).is_err_and(damaged));
+    assert!(store.copy_out(&pack, 9, true, &NOTHING).is_err_and(damaged));
     assert!(store.drop_retired(&pack, &EVERYTHING).is_err_and(damaged));
     assert!(reads(&store, 0));
 }
@@ -236,7 +236,7 @@ fn a_store_that_is_full_can_still_be_collected() {
         .collect();
     for pack in packs {
         assert!(store.mark_retired(&pack));
-        let out = store.copy_out(&pack, 100, &keep).unwrap();
+        let out = store.copy_out(&pack, 100, true, &keep).unwrap();
         store.close_packs().unwrap();
         assert!(store.usage().unwrap().bytes <= quota);
         let left_out = |cid: &Cid| out.left_out.contains(&cid.digest().unwrap());
