@@ -162,6 +162,13 @@ fn nothing_goes_before_the_other_members_have_said_that_they_miss_nothing() {
     assert_eq!(number(&done, "dropped"), 0, "a day has not passed");
     assert_eq!(done["waiting"][0]["on"].as_array().unwrap().len(), 0);
 
+    // A restart forgets nothing: the same pack is not retired again.
+    first.stop();
+    first.up();
+    let again = gc(&first, &[]);
+    assert_eq!(number(&again, "retired"), 0, "{again}");
+    assert_eq!(again["waiting"].as_array().unwrap().len(), 1);
+
     // With nobody else in the mesh there is nobody to wait for, also after a restart.
     first.ok(["--yes", "device", "remove", "second"]);
     first.stop();

@@ -31,6 +31,7 @@ pub use verify::event as damage_event;
 
 pub(crate) use driver::Asker;
 use driver::{Parts, Traffic, asks, drive};
+pub(crate) use gc::AGES_FILE;
 
 use crate::config::{
     Durability, Home, HomeError, Identity, Settings, checked_text, fresh_rng, now, unchecked_text,

@@ -18,7 +18,7 @@ use kith_object::time::Time;
 
 use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchecked_text};
 use crate::pins::{self, PINS_FILE};
-use crate::run::{BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE};
+use crate::run::{AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE};
 use crate::store::{self, DiskStore, RealDisk};
 
 /// The place in the round of the daemon's own checks.
@@ -89,7 +89,7 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
     check(ROUND_FILE, &Scrub::is_place);
     check(PLACE_FILE, &Scrub::is_place);
     if let Some(keys) = keys {
-        for name in [BOOK_FILE, TICKETS_FILE] {
+        for name in [AGES_FILE, BOOK_FILE, TICKETS_FILE] {
             check(name, &|_| home.read_sealed(name, keys).is_some());
         }
         if let Err(error) = pins::read(home, keys) {
@@ -381,7 +381,7 @@ mod tests {
         })
         .unwrap();
         let keys = home.identity().unwrap().keys;
-        for name in [BOOK_FILE, TICKETS_FILE] {
+        for name in [AGES_FILE, BOOK_FILE, TICKETS_FILE] {
             let mut rng = crate::config::fresh_rng();
             home.write_sealed(name, &keys, &mut rng, b"sealed").unwrap();
         }

@@ -86,9 +86,15 @@ fn month(time: Time) -> u64 {
 impl Tree {
     /// The objects of all versions that keep their content; each link once.
     ///
-    /// `now` is the device's clock; what is far past the newest stamp that counts is not believed.
-    pub fn kept(&self, retention: &Retention, now: Time) -> Vec<Kept> {
-        self.kept_of(retention, now, &|_| true)
+    /// `now` is the device's clock; what is far past the newest stamp that counts is not believed. Of entries that are not old, this device learned within
+    /// the days of [`Retention::all`]: nothing counts as replaced by what they brought, and nothing in them as past its days.
+    pub fn kept(
+        &self,
+        retention: &Retention,
+        now: Time,
+        is_old: &dyn Fn(&EntryId) -> bool,
+    ) -> Vec<Kept> {
+        self.kept_of(retention, now, is_old, &|_| true)
     }
 
     /// As [`Tree::kept`], of versions that these entries brought.
@@ -96,13 +102,14 @@ impl Tree {
         &self,
         retention: &Retention,
         now: Time,
+        is_old: &dyn Fn(&EntryId) -> bool,
         is_wanted: &dyn Fn(&EntryId) -> bool,
     ) -> Vec<Kept> {
         let now = self.believed(now);
         // By all of the link: one with another key is another one, and the true one must not be hidden by it.
         let mut kept: BTreeMap<[u8; ObjectLink::BYTES], Kept> = BTreeMap::new();
         for inode in self.rows.all_inodes() {
-            for row in self.kept_rows(inode, retention, now) {
+            for row in self.kept_rows(inode, retention, now, is_old) {
                 let version = self.rows.version(row);
                 if let Some(link) = self.rows.link_in(row)
                     && is_wanted(&self.rows.info(row).id.entry)
@@ -126,12 +133,21 @@ impl Tree {
     }
 
     /// The versions of an inode whose content is kept.
-    fn kept_rows(&self, inode: u32, retention: &Retention, now: Time) -> Vec<u32> {
+    fn kept_rows(
+        &self,
+        inode: u32,
+        retention: &Retention,
+        now: Time,
+        is_old: &dyn Fn(&EntryId) -> bool,
+    ) -> Vec<u32> {
         let mut rows: Vec<u32> = self.rows.versions_of(inode).collect();
         let heads: BTreeSet<u32> = self.heads(inode).iter().copied().collect();
         let mut replaced: BTreeMap<u32, Time> = BTreeMap::new();
         if rows.len() > heads.len() {
-            for row in &rows {
+            for row in rows
+                .iter()
+                .filter(|row| is_old(&self.rows.info(**row).id.entry))
+            {
                 let at = self.rows.rank(*row).0.time();
                 for id in self.rows.replaces(*row) {
                     if let Some(old) = self.rows.find_version(*id) {
@@ -152,11 +168,15 @@ impl Tree {
             let until = match replaced.get(&row) {
                 // A snapshot is kept by its age alone.
                 _ if version.kind == FileKind::Folder && !version.deleted => {
-                    Until::Replaced(written)
+                    if is_old(&self.rows.info(row).id.entry) {
+                        Until::Replaced(written)
+                    } else {
+                        Until::Current
+                    }
                 }
                 _ if heads.contains(&row) => Until::Current,
                 Some(at) => Until::Replaced(*at),
-                // Replaced by a version that names it from another inode, which none of ours does: as good as current.
+                // Replaced by what this device learned lately; or by a version that names it from another inode, which none of ours does: as good as current.
                 None => Until::Current,
             };
             // The last of its day and month, whether or not it is kept for another reason.
@@ -249,7 +269,7 @@ mod tests {
     }
 
     fn kept(tree: &Tree, retention: &Retention) -> Vec<u8> {
-        let kept = tree.kept(retention, NOW);
+        let kept = tree.kept(retention, NOW, &|_| true);
         kept.iter().map(|kept| kept.link.digest[0]).collect()
     }
 
@@ -332,8 +352,52 @@ mod tests {
             monthly: 390,
         };
         assert!(kept(&tree, &short).is_empty());
-        let kept = tree.kept(&Retention::default(), NOW);
+        let kept = tree.kept(&Retention::default(), NOW, &|_| true);
         assert!(kept[0].is_listing, "the last of its month");
+    }
+
+    #[test]
+    fn a_version_that_says_it_is_old_replaces_nothing_before_this_device_has_known_it_for_so_long()
+    {
+        let mut tree = fresh();
+        let short = Retention {
+            all: 30,
+            daily: 1,
+            monthly: 1,
+        };
+        write(&mut tree, 1, FileKind::File, 900, 0, &[]);
+        // Stamped a millisecond later, by a thief who wrote it today.
+        write(&mut tree, 2, FileKind::File, 900, 1, &[1]);
+        let thief = id(2).entry;
+        assert_eq!(kept(&tree, &short), [2], "if stamps were believed");
+        let kept = tree.kept(&short, NOW, &|entry| *entry != thief);
+        let kept: Vec<u8> = kept.iter().map(|kept| kept.link.digest[0]).collect();
+        assert_eq!(kept, [1, 2]);
+        // Nor does what a folder was drop out the moment it comes.
+        write(&mut tree, 3, FileKind::Folder, 400, 0, &[]);
+        assert_eq!(tree.kept(&short, NOW, &|_| true).len(), 1);
+        assert_eq!(tree.kept(&short, NOW, &|_| false).len(), 3);
+    }
+
+    #[test]
+    fn a_false_key_does_not_hide_the_true_link() {
+        let mut tree = fresh();
+        write(&mut tree, 1, FileKind::File, 5, 0, &[]);
+        let (info, mut record) = tree.version(id(1)).unwrap();
+        let link = record.link.as_mut().unwrap();
+        link.key = kith_object::seal::BlockKey::new([0xee; 32]);
+        record.replaces = Vec::new();
+        tree.apply(
+            VersionInfo {
+                id: id(2),
+                hlc: Hlc::new(NOW, 0),
+                ..info
+            },
+            record,
+        );
+        let kept = tree.kept(&Retention::default(), NOW, &|_| true);
+        assert_eq!(kept.len(), 2);
+        assert_eq!(kept[0].link.digest, kept[1].link.digest);
     }
 
     #[test]
@@ -347,9 +411,9 @@ mod tests {
             monthly: 1,
         };
         let ahead = Time(NOW.0 + 9000 * DAY_MS);
-        assert_eq!(tree.kept(&short, ahead).len(), 2);
+        assert_eq!(tree.kept(&short, ahead, &|_| true).len(), 2);
         // And one far behind frees less.
-        assert_eq!(tree.kept(&short, Time(5)).len(), 2);
+        assert_eq!(tree.kept(&short, Time(5), &|_| true).len(), 2);
     }
 
     #[test]

@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod ages;
 pub mod book;
 pub mod collect;
 pub mod device;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kith_core::ages::Ages;
 use kith_core::collect::{self, Candidate, Survey, Why};
 use kith_core::device::{Command, Device};
 use kith_core::retirement::{Retirement, Ripeness};
@@ -31,6 +32,8 @@ use crate::config::{fresh_rng, now};
 use crate::local::Teller;
 use crate::source::{ReadError, Source};
 
+/// The side file with the days of this device.
+pub(crate) const AGES_FILE: &str = "ages";
 /// Blocks that a walk lacks that others are asked for before it is begun anew. If even one of the first few comes, of many, the device is one that keeps
 /// only part of what there is, and does not fetch the rest.
 const ASKED_MAX: usize = 1024;
@@ -70,6 +73,8 @@ struct Memory {
     leaves: Leaves,
     /// Blocks that no other device had, and since when.
     absent: BTreeMap<Cid, Time>,
+    /// The days of this device.
+    ages: Arc<Ages>,
 }
 
 impl Default for Collector {
@@ -77,6 +82,7 @@ impl Default for Collector {
         let memory = Memory {
             leaves: Leaves::new(fresh_rng().bytes()),
             absent: BTreeMap::new(),
+            ages: Arc::default(),
         };
         Self {
             memory: tokio::sync::Mutex::new(memory),
@@ -175,7 +181,7 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn of(device: &Device, mode: Mode) -> Self {
+    fn of(device: &Device, mode: Mode, ages: &Ages) -> Self {
         let me = device.id();
         let mut members = device.access().members.keys();
         let mut heads = device.replica().heads(DocumentKind::Names);
@@ -183,7 +189,7 @@ impl Snapshot {
         Self {
             kept: match mode {
                 Mode::Merge => Vec::new(),
-                Mode::Look | Mode::Full => device.tree().kept(&device.retention(), now()),
+                Mode::Look | Mode::Full => kept(device, ages, &|_| true),
             },
             opener: Opener::new(device.replica().dedup_secrets()),
             may_write: device.access().is_member(&me) && device.is_settled(),
@@ -191,6 +197,16 @@ impl Snapshot {
             heads,
         }
     }
+}
+
+/// What is kept of the versions that these entries brought.
+fn kept(device: &Device, ages: &Ages, is_wanted: &dyn Fn(&EntryId) -> bool) -> Vec<Kept> {
+    let (retention, now) = (device.retention(), now());
+    let heads = ages.heads_before(retention.all, now);
+    let young = heads.and_then(|heads| device.replica().beyond(DocumentKind::Names, heads));
+    let is_old = |entry: &EntryId| young.as_ref().is_some_and(|young| !young.contains(entry));
+    let now = ages.believed(now);
+    device.tree().kept_of(&retention, now, &is_old, is_wanted)
 }
 
 /// Whether every other device of the mesh is connected.
@@ -314,9 +330,11 @@ impl Node {
         let mut report = Report::default();
         // Before anything is asked: what ends from here on still counts.
         let run = self.store.begin_run();
+        memory.ages = Arc::new(self.count_day(mode).await?);
+        let ages = memory.ages.clone();
         let mut snapshot = self
             .asker
-            .look(move |device| Snapshot::of(device, mode))
+            .look(move |device| Snapshot::of(device, mode, &ages))
             .await
             .ok_or(RunError::Ending)?;
         if !snapshot.may_write && mode != Mode::Look {
@@ -377,6 +395,29 @@ impl Node {
         let store = self.store.clone();
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
         Ok(done.map_err(|_| RunError::Ending)??)
+    }
+
+    /// The days that were counted, today's too if it has just begun. A file that cannot be read is as good as none: then nothing is old.
+    async fn count_day(&self, mode: Mode) -> Result<Ages, RunError> {
+        let heads = |device: &Device| device.replica().heads(DocumentKind::Names);
+        let heads = self.asker.look(heads).await.ok_or(RunError::Ending)?;
+        let (home, keys) = (self.home.clone(), self.keys().clone());
+        let count = move || {
+            let kept = home.read_sealed(AGES_FILE, &keys);
+            let mut ages = kept
+                .and_then(|bytes| Ages::decode(&bytes))
+                .unwrap_or_default();
+            if mode == Mode::Full
+                && ages.note(now(), heads)
+                && let Err(error) =
+                    home.write_sealed(AGES_FILE, &keys, &mut fresh_rng(), &ages.encode())
+            {
+                tracing::warn!(%error, "the day is not counted, and what is replaced is kept longer");
+            }
+            ages
+        };
+        let counted = tokio::task::spawn_blocking(count).await;
+        counted.map_err(|_| RunError::Ending)
     }
 
     /// Marks what this device has retired and waits for, which a restart has forgotten, and nothing else.
@@ -482,7 +523,7 @@ impl Node {
         if walks.is_empty() {
             return Ok(walks);
         }
-        let Some(kept) = self.kept_beyond(snapshot.heads.clone()).await? else {
+        let Some(kept) = self.kept_beyond(snapshot.heads.clone(), memory).await? else {
             return Ok(Vec::new());
         };
         if !kept.is_empty() {
@@ -497,12 +538,15 @@ impl Node {
     }
 
     /// What is kept of versions beyond these entries; `None` if one of them is not here.
-    async fn kept_beyond(&self, basis: Vec<EntryId>) -> Result<Option<Vec<Kept>>, RunError> {
+    async fn kept_beyond(
+        &self,
+        basis: Vec<EntryId>,
+        memory: &Memory,
+    ) -> Result<Option<Vec<Kept>>, RunError> {
+        let ages = memory.ages.clone();
         let look = move |device: &Device| {
             let beyond = device.replica().beyond(DocumentKind::Names, &basis)?;
-            let is_wanted = |entry: &EntryId| beyond.contains(entry);
-            let tree = device.tree();
-            Some(tree.kept_of(&device.retention(), now(), &is_wanted))
+            Some(kept(device, &ages, &|entry| beyond.contains(entry)))
         };
         self.asker.look(look).await.ok_or(RunError::Ending)
     }
@@ -778,7 +822,7 @@ impl Node {
         let Some((_, first)) = records.first() else {
             return Ok(None);
         };
-        let Some(kept) = self.kept_beyond(first.basis.clone()).await? else {
+        let Some(kept) = self.kept_beyond(first.basis.clone(), memory).await? else {
             return Ok(None);
         };
         let roots = self.roots(kept)?;

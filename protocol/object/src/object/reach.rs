@@ -491,6 +491,23 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_lies_about_its_length_is_not_remembered() {
+        let mut blocks = Blocks::new();
+        let link = write(Kind::Chunk, b"five!", &mut blocks);
+        let mut long = link.clone();
+        long.size = 1 << 40;
+        let mut leaves = Leaves::new([9; 32]);
+        for _ in 0..2 {
+            let mut reach = start(leaves);
+            reach.enter(long.clone(), false);
+            assert_eq!(walk(&mut reach, &blocks), 1, "read each time");
+            leaves = reach.finish().1;
+        }
+        assert!(!leaves.has(&long));
+        assert_ne!(leaves.number(&link), Leaves::new([8; 32]).number(&link));
+    }
+
+    #[test]
     fn a_block_that_cannot_be_had_is_named_unless_it_is_lost() {
         let mut blocks = Blocks::new();
         let link = folder(&mut blocks);

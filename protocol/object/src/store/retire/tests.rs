@@ -199,6 +199,81 @@ fn nothing_that_may_be_needed_goes_with_the_pack() {
     assert!((0..5).all(|number| reads(&store, number)));
 }
 
+/// An index that looks, whenever it is asked for places, whether somebody could take a pack away meanwhile.
+#[derive(Default)]
+struct Watched {
+    inner: MemIndex,
+    store: std::sync::OnceLock<std::sync::Weak<Store<SimDisk, Watched>>>,
+    looked: std::sync::atomic::AtomicU32,
+}
+
+impl Index for Watched {
+    fn locations(&self, cid: &Cid) -> std::io::Result<Vec<crate::index::Location>> {
+        if let Some(store) = self.store.get().and_then(std::sync::Weak::upgrade) {
+            assert!(
+                store.cached.try_write().is_err(),
+                "a pack can go between look-up and answer"
+            );
+            self.looked
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        self.inner.locations(cid)
+    }
+    fn insert_pack(
+        &self,
+        pack: &PackId,
+        info: crate::index::PackInfo,
+        blocks: &[BlockAt],
+    ) -> std::io::Result<()> {
+        self.inner.insert_pack(pack, info, blocks)
+    }
+    fn packs(&self) -> std::io::Result<Vec<(PackId, crate::index::PackInfo)>> {
+        self.inner.packs()
+    }
+    fn forget(&self, cid: &Cid, pack: &PackId) -> std::io::Result<()> {
+        self.inner.forget(cid, pack)
+    }
+    fn remove_pack(&self, pack: &PackId, blocks: &[Cid]) -> std::io::Result<()> {
+        self.inner.remove_pack(pack, blocks)
+    }
+    fn each(&self, see: &mut dyn FnMut(&[u8], &[crate::index::Location])) -> std::io::Result<()> {
+        self.inner.each(see)
+    }
+    fn key_of(&self, cid: &Cid) -> Vec<u8> {
+        self.inner.key_of(cid)
+    }
+}
+
+#[test]
+fn no_pack_goes_between_the_look_up_of_a_put_and_its_answer() {
+    let config = StoreConfig {
+        free_floor: Some(0),
+        ..StoreConfig::new(SpaceId([1; 32]))
+    };
+    let (store, _) = Store::open(SimDisk::new(), Watched::default(), config).unwrap();
+    let store = Arc::new(store);
+    let bytes = block(1);
+    assert!(
+        store
+            .put_verified(Class::Bulk, Verified::of(&bytes))
+            .unwrap()
+    );
+    store.close_packs().unwrap();
+    store.index().store.set(Arc::downgrade(&store)).unwrap();
+    let lease = store.lease();
+    assert!(
+        !store
+            .put_leased(Class::Bulk, Verified::of(&bytes), &lease)
+            .unwrap()
+    );
+    assert!(store.lies_live(&cid(1)).unwrap());
+    let looked = store
+        .index()
+        .looked
+        .load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(looked, 2);
+}
+
 #[test]
 fn a_damaged_pack_is_not_retired() {
     let disk = SimDisk::new();
