@@ -4,6 +4,7 @@
 
 pub mod burst;
 pub mod device;
+pub mod gc;
 pub mod kernels;
 pub mod kubo;
 pub mod packs;
