@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kith_object::car;
 use kith_object::id::Cid;
-use kith_tests::{Kith, Place, Ran, files_below, noise, number, text};
+use kith_tests::{Kith, Place, Ran, Running, files_below, noise, number, text};
 
 fn place() -> Place {
     Place::new(env!("CARGO_BIN_EXE_kith"))
@@ -321,6 +321,55 @@ fn member_and_blind_holder_take_in_what_they_lack() {
     // A backup by a device without keys is as good.
     let by_blind = place.file("blind.car");
     export(&blind, &by_blind, &[]).expect_code(0);
+}
+
+#[test]
+fn an_import_that_finds_no_room_or_is_killed_is_given_again() {
+    let place = place();
+    let (mut first, _) = place.first("first");
+    first.up();
+    let data = noise(4, 12_000_000);
+    first.put_bytes(&data, "/big");
+    let file = place.file("all.car");
+    export(&first, &file, &[]).expect_code(0);
+    let mut second = place.join("second", &first);
+    second.up_with(&["--quota", "4M"]);
+    second.agrees_with(&first);
+    first.kill();
+    let refused = import(&second, &file, &[]);
+    refused.expect_code(1);
+    assert_eq!(refused.failure_kind(), "full");
+    second.stop();
+    second.up_with(&["--quota", "none"]);
+    second.stop();
+    // What was taken in before a kill stays, and nothing of it is half.
+    for _ in 0..3 {
+        let mut importing =
+            Running::start(second.command(["import", "--car", file.to_str().unwrap()]));
+        importing.next_value();
+        importing.kill();
+        second.ok(["verify"]);
+    }
+    import(&second, &file, &[]).expect_code(0);
+    assert!(second.cat("/big") == data);
+}
+
+#[test]
+fn a_killed_export_leaves_nothing_under_the_name_of_the_file() {
+    let place = place();
+    let (first, _) = place.first("first");
+    first.put_bytes(&noise(5, 20_000_000), "/big");
+    let file = place.file("all.car");
+    let args = ["export", "--car", file.to_str().unwrap()];
+    let mut exporting = Running::start(first.command(args));
+    exporting.next_value();
+    exporting.kill();
+    // Either it was over before, and whole, or there is no such file.
+    if file.exists() {
+        import(&first, &file, &[]).expect_code(0);
+    }
+    export(&first, &file, &["--force"]).expect_code(0);
+    import(&first, &file, &[]).expect_code(0);
 }
 
 #[test]

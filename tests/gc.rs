@@ -86,6 +86,36 @@ fn what_nothing_needs_goes_and_what_is_kept_stays() {
 }
 
 #[test]
+fn damage_to_what_nothing_needs_is_forgotten_with_it() {
+    let place = place();
+    let (device, _) = place.first("first");
+    let kept = place.write("kept", noise(1, 200_000));
+    let garbage = place.write("garbage", noise(2, 4_000_000));
+    device.put(&kept, "/kept");
+    litter(&device, &garbage);
+    device.ok(["verify"]);
+    let files = || files_below(&device.home().join("packs"));
+    let largest = files()
+        .into_iter()
+        .max_by_key(|file| fs::metadata(file).unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&largest).unwrap();
+    bytes[2_000_000] ^= 1;
+    fs::write(&largest, bytes).unwrap();
+    device.fails(1, ["verify"]);
+    let aside = || {
+        files()
+            .iter()
+            .any(|file| file.extension().is_some_and(|end| end == "bad"))
+    };
+    assert!(aside());
+    gc(&device, &[]);
+    assert!(!aside());
+    device.ok(["verify"]);
+    assert_eq!(device.cat("/kept"), noise(1, 200_000));
+}
+
+#[test]
 fn a_pin_keeps_what_no_version_names() {
     let place = place();
     let (mut device, _) = place.first("first");

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use kith_tests::{Kith, Place, Ran, assert_snapshot, repository};
+use kith_tests::{Kith, Place, Ran, assert_snapshot, noise, repository};
 use serde_json::Value;
 
 /// Event, key (with `.` and `[]` for what is inside), types seen.
@@ -108,6 +108,11 @@ fn seen() -> Shapes {
     keep(&first.ok(["unpin", &odd]));
     keep(&first.ok(["unpin", "/lake.jpg"]));
     keep(&first.ok(["retention"]));
+    // What a refused put leaves behind is garbage, which waits for the second device.
+    let litter = place.write("litter", noise(77, 6_000_000));
+    first.run(["put", litter.to_str().unwrap(), "--to", "/lake.jpg/below"]);
+    keep(&first.ok(["gc", "--dry-run"]));
+    keep(&first.ok(["gc"]));
     keep(&second.ok(["devices"]));
     for device in [&first, &second] {
         keep(&device.ok(["status"]));

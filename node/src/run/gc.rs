@@ -378,6 +378,7 @@ impl Node {
         }
         let walks = self.walks_now(&snapshot, walks, &mut memory, &pace).await?;
         self.drop_all(&mut report, &walks, &pace).await?;
+        self.drop_aside(walks).await?;
         drop(run);
         Ok(report)
     }
@@ -712,6 +713,26 @@ impl Node {
         *held(&self.gc.waiting) = (packs, bytes_waiting);
         self.tend_packs().await;
         Ok(())
+    }
+
+    /// Removes damaged files that were set aside and have lost nothing but garbage: nobody is to be asked for that.
+    async fn drop_aside(&self, walks: Vec<Arc<Reached>>) -> Result<(), RunError> {
+        if walks.is_empty() {
+            return Ok(());
+        }
+        self.job(move |store| {
+            let may_go = |cid: &Cid| !walks.iter().any(|reached| reached.has(cid));
+            for name in store.set_aside()? {
+                if store.drop_aside(&name, &may_go)? {
+                    tracing::info!(
+                        file = name,
+                        "damaged file removed: nothing needs what is lost of it"
+                    );
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// What these retirements leave out, read again from the log.

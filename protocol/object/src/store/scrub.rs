@@ -204,15 +204,22 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.put_as(aside.class, aside.keep, block, None)
     }
 
-    /// Removes a file that was set aside, once every block that it held has been read from a pack it may be left to; answers whether it did.
+    /// Removes a file that was set aside, once every block that it held has been read from a pack it may be left to, or may go for good; answers whether it
+    /// did.
     ///
     /// One of which not all blocks are known stays: it is all there is of them.
     ///
     /// # Errors
     /// Any of [`StoreError`]; the file is then still there.
-    pub fn drop_aside(&self, name: &str) -> Result<bool, StoreError> {
+    pub fn drop_aside(
+        &self,
+        name: &str,
+        may_go: &dyn Fn(&Cid) -> bool,
+    ) -> Result<bool, StoreError> {
         let (class, keep) = match self.look_aside(name)? {
-            Some(aside) if aside.all_known && aside.lost.is_empty() => (aside.class, aside.keep),
+            Some(aside) if aside.all_known && aside.lost.iter().all(may_go) => {
+                (aside.class, aside.keep)
+            }
             _ => return Ok(false),
         };
         let Some(bytes) = self.read_whole(name)? else {
@@ -221,6 +228,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         for block in pack::said(&bytes) {
             let found = match self.get(&block.cid) {
                 Ok(Some(found)) => found,
+                Ok(None) | Err(StoreError::Corrupt { .. }) if may_go(&block.cid) => continue,
                 Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(false),
                 Err(error) => return Err(error),
             };
