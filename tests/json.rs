@@ -109,7 +109,7 @@ fn seen() -> Shapes {
     keep(&first.ok(["unpin", "/lake.jpg"]));
     keep(&first.ok(["retention"]));
     // What a refused put leaves behind is garbage, which waits for the second device.
-    let litter = place.write("litter", noise(77, 6_000_000));
+    let litter = place.write("litter", noise(77, 400_000));
     first.run(["put", litter.to_str().unwrap(), "--to", "/lake.jpg/below"]);
     keep(&first.ok(["gc", "--dry-run"]));
     keep(&first.ok(["gc"]));

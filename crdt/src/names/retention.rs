@@ -385,7 +385,7 @@ mod tests {
         write(&mut tree, 1, FileKind::File, 5, 0, &[]);
         let (info, mut record) = tree.version(id(1)).unwrap();
         let link = record.link.as_mut().unwrap();
-        link.key = kith_object::seal::BlockKey::new([0xee; 32]);
+        link.key = BlockKey::new([0xee; 32]);
         record.replaces = Vec::new();
         tree.apply(
             VersionInfo {

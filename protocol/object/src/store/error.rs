@@ -54,7 +54,7 @@ pub enum StoreError {
     },
     /// The quota would be exceeded, and no cached pack is left to go. What was stored is as before.
     #[error(
-        "block {cid} of {len} bytes would exceed the quota of {quota} bytes; the store takes {used}, and {reserve} are for collecting garbage"
+        "block {cid} of {len} bytes would exceed the quota of {quota} bytes; the store takes {used}, and some of it is for collecting garbage"
     )]
     Quota {
         /// The block that was not stored.
@@ -65,8 +65,6 @@ pub enum StoreError {
         used: u64,
         /// What it may take.
         quota: u64,
-        /// What of that is held in reserve.
-        reserve: u64,
     },
     /// The pack is not a cached one, so it is not dropped to make room.
     #[error("pack {pack} is kept: it is not dropped to make room")]

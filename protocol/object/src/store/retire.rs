@@ -375,7 +375,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             // It is on this disk already, but may not last yet.
             self.flush()?;
             if self.get(cid)?.is_some() {
-                return Ok(self.lies_live(cid)?);
+                return self.lies_live(cid);
             }
         }
         let places = self.index.locations(cid);

@@ -155,7 +155,6 @@ impl<D: Disk, I: Index> Store<D, I> {
                     len,
                     used,
                     quota,
-                    reserve: reserved(quota),
                 }),
             });
         }
