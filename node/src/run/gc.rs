@@ -370,6 +370,9 @@ impl Node {
             return Ok(report);
         }
         let walks: Vec<Arc<Reached>> = complete.into_iter().collect();
+        let waiting = self.dying_now().await?;
+        let bytes = waiting.iter().map(|(_, bytes, _)| bytes).sum();
+        *held(&self.gc.waiting) = (waiting.len() as u64, bytes);
         self.retire_all(&mut report, &snapshot, &walks, &pace)
             .await?;
         if mode == Mode::Full {
@@ -587,9 +590,12 @@ impl Node {
                 continue;
             }
             let outcome = {
-                let reached = walks.first().cloned();
-                self.job(move |store| collect::retire(store, &batch, reached.as_deref(), at_once))
-                    .await?
+                let (reached, pace) = (walks.first().cloned(), pace.clone());
+                self.job(move |store| {
+                    pace.is_over();
+                    collect::retire(store, &batch, reached.as_deref(), at_once)
+                })
+                .await?
             };
             report.copied_bytes += outcome.copied_bytes;
             if let Some(trouble) = outcome.trouble {
@@ -616,8 +622,10 @@ impl Node {
             } else {
                 report.retired += count;
             }
-            // Room is made as soon as it can be, so that the next batch has some.
+            // Room is made as soon as it can be, so that the next batch has some. Where others write too, only what leaves nothing out goes before the walk
+            // through what they wrote meanwhile.
             if at_once {
+                let walks = if snapshot.alone { walks } else { &[] };
                 self.drop_all(report, walks, pace).await?;
             } else {
                 held(&self.gc.waiting).1 += outcome.bytes;
@@ -697,8 +705,11 @@ impl Node {
             }
             let left_out = self.left_out(&dying.retirements).await?;
             let job = {
-                let walks = walks.to_vec();
-                self.job(move |store| Ok(collect::drop_ripe(store, &pack, &left_out, &walks)))
+                let (walks, pace) = (walks.to_vec(), pace.clone());
+                self.job(move |store| {
+                    pace.is_over();
+                    Ok(collect::drop_ripe(store, &pack, &left_out, &walks))
+                })
             };
             match job.await? {
                 Ok(Some(freed)) => {
@@ -723,11 +734,13 @@ impl Node {
         self.job(move |store| {
             let may_go = |cid: &Cid| !walks.iter().any(|reached| reached.has(cid));
             for name in store.set_aside()? {
-                if store.drop_aside(&name, &may_go)? {
-                    tracing::info!(
-                        file = name,
-                        "damaged file removed: nothing needs what is lost of it"
-                    );
+                match store.drop_aside(&name, &may_go) {
+                    Ok(true) => {
+                        tracing::info!(file = name, "nothing needs what damage took: file removed");
+                    }
+                    Ok(false) => {}
+                    // What came back from others may have ended it meanwhile.
+                    Err(error) => tracing::debug!(file = name, %error, "file not removed"),
                 }
             }
             Ok(())
