@@ -729,7 +729,8 @@ fn put_does_not_rely_on_a_cached_pack() {
 #[test]
 fn quota_is_hard_and_cached_packs_go_first() {
     let disk = SimDisk::new();
-    let quota = 60_000;
+    // Of which a quarter is in reserve.
+    let quota = 80_000;
     let store = opened(&disk, Some(quota));
     let fetched = cache(&store, 0..200);
     store.flush().unwrap();
@@ -751,7 +752,7 @@ fn quota_is_hard_and_cached_packs_go_first() {
     assert!(refused.is_full());
     let text = refused.to_string();
     assert!(
-        text.contains("of 1000 bytes would exceed the quota of 60000 bytes; the store takes "),
+        text.contains("of 1000 bytes would exceed the quota of 80000 bytes; the store takes "),
         "{text}"
     );
     assert!(stored.len() > 50, "{} blocks are kept", stored.len());

@@ -300,7 +300,7 @@ fn a_store_that_is_full_can_still_be_collected() {
             Err(error) => break error,
         }
     };
-    assert!(full.is_full() && stored > 300);
+    assert!(full.is_full() && stored > 250);
     store.close_packs().unwrap();
     let keep = |wanted: &Cid| (0..stored).any(|number| number % 3 == 0 && cid(number) == *wanted);
     let packs: Vec<PackId> = store
