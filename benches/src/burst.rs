@@ -22,6 +22,8 @@ use crate::{cpu_seconds, quantile};
 const ENTRY_BYTES: usize = 320;
 /// How often the node looks after its packs.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the disk alone is asked.
+const BARE_EVERY: Duration = Duration::from_millis(100);
 
 /// What comes in.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +78,8 @@ fn share(part: u64, whole: u64) -> f64 {
 pub struct Figures {
     /// Acknowledgements, each in seconds from the moment its put was due; sorted.
     pub waits: Vec<f64>,
+    /// Appends to another file on the same disk meanwhile, each with its sync, in seconds; sorted.
+    pub bare: Vec<f64>,
     /// Packs closed meanwhile.
     pub packs_closed: u64,
     /// Commits of the store.
@@ -106,8 +110,9 @@ pub fn burst(home: &Path, load: Load) -> Figures {
     let (log, _, _) = Log::open(logs, "entries.log").expect("a log that opens");
     let (next, ended) = (AtomicU64::new(0), AtomicBool::new(false));
     let (cpu, began) = (cpu_seconds(), Instant::now());
-    let mut waits: Vec<f64> = std::thread::scope(|scope| {
+    let (mut waits, bare): (Vec<f64>, Vec<f64>) = std::thread::scope(|scope| {
         let tending = scope.spawn(|| tend(&store, &ended, began));
+        let asking = scope.spawn(|| bare_syncs(home, &ended));
         let clients: Vec<_> = (0..load.clients)
             .map(|_| scope.spawn(|| client(&store, &log, load, &next, began)))
             .collect();
@@ -117,7 +122,8 @@ pub fn burst(home: &Path, load: Load) -> Figures {
             .collect();
         ended.store(true, Ordering::Release);
         tending.thread().unpark();
-        waits
+        let bare = asking.join().expect("a thread that ends");
+        (waits, bare.expect("a disk that takes a file"))
     });
     let took = began.elapsed();
     waits.sort_by(f64::total_cmp);
@@ -131,6 +137,7 @@ pub fn burst(home: &Path, load: Load) -> Figures {
     }
     Figures {
         waits,
+        bare,
         packs_closed: stats.packs_closed,
         commits: stats.commits,
         cpu: cpu_seconds() - cpu,
@@ -138,19 +145,17 @@ pub fn burst(home: &Path, load: Load) -> Figures {
     }
 }
 
-/// How long bare appends to one file take, each synced before the next: what the disk itself allows at that moment. In seconds, sorted.
-///
-/// # Errors
-/// Whatever the system says.
-pub fn bare_syncs(folder: &Path, count: usize, bytes: usize) -> std::io::Result<Vec<f64>> {
+/// Appends a little to a file of its own ten times a second and syncs it; answers the seconds of each, sorted. What this takes is the doing
+/// of the disk and of whoever else writes to it.
+fn bare_syncs(folder: &Path, ended: &AtomicBool) -> std::io::Result<Vec<f64>> {
     let mut file = std::fs::File::create(folder.join("bare"))?;
-    let piece = vec![7; bytes];
     let mut waits = Vec::new();
-    for _ in 0..count {
+    while !ended.load(Ordering::Acquire) {
         let began = Instant::now();
-        file.write_all(&piece)?;
+        file.write_all(&[7; 4096])?;
         file.sync_data()?;
         waits.push(began.elapsed().as_secs_f64());
+        std::thread::park_timeout(BARE_EVERY);
     }
     waits.sort_by(f64::total_cmp);
     Ok(waits)
@@ -229,14 +234,8 @@ mod tests {
         let figures = burst(folder.path(), load);
         assert_eq!(figures.waits.len(), 301);
         assert!(figures.waits.iter().all(|wait| *wait > 0.0));
+        assert!(!figures.bare.is_empty() && figures.bare.is_sorted());
         assert!(figures.commits > 0 && figures.quantile_ms(0.5) <= figures.quantile_ms(0.999));
-    }
-
-    #[test]
-    fn bare_syncs_are_counted() {
-        let folder = tempfile::tempdir().unwrap();
-        let waits = bare_syncs(folder.path(), 5, 4096).unwrap();
-        assert!(waits.len() == 5 && waits.is_sorted());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! put, ours beside the `add` of Kubo 0.22 with fsync, which is linked into a Python script (`benches/kubo_add.py`).
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +24,7 @@ pub fn missing(python: &str) -> Option<String> {
     timed(&mut look).err().map(|error| error.to_string())
 }
 
-/// `kith put` into a new home; wall clock and CPU of the whole process.
+/// `kith put` into a new home in a folder; wall clock and CPU of the whole process. All is left there (see [`crate::restic::round`]).
 ///
 /// # Errors
 /// If it fails.
@@ -36,12 +35,11 @@ pub fn ours(program: &Path, source: &Path, folder: &Path) -> io::Result<Cost> {
     let mut put = kith(program, &home);
     put.arg("put").arg(source).args(["--to", "/bench"]);
     let (_, cost) = timed(&mut put)?;
-    fs::remove_dir_all(&home)?;
     settle();
     Ok(cost)
 }
 
-/// `add` into a new repository; wall clock and CPU of the call alone.
+/// `add` into a new repository in a folder; wall clock and CPU of the call alone.
 ///
 /// # Errors
 /// If it fails.
@@ -60,7 +58,6 @@ pub fn theirs(python: &str, source: &Path, folder: &Path) -> io::Result<Cost> {
         wall: figure("wall")?,
         cpu: figure("cpu")?,
     };
-    fs::remove_dir_all(&repository)?;
     settle();
     Ok(cost)
 }

@@ -1,5 +1,6 @@
 //! The index of the store with many blocks: what it answers of blocks that are not here, what it keeps in memory, how soon it is open.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,36 @@ fn cid(number: u64) -> Cid {
     Cid::from_digest(*blake3::hash(&number.to_le_bytes()).as_bytes())
 }
 
+/// Puts in the packs that the index does not know.
+fn take_up(index: &FjallIndex, blocks: u64) {
+    let known = index.packs().expect("an answer").into_iter();
+    let known: BTreeSet<PackId> = known.map(|(pack, _)| pack).collect();
+    let mut next = 0;
+    while next < blocks {
+        let end = blocks.min(next + PACK_BLOCKS);
+        let pack = PackId(*blake3::hash(&end.to_be_bytes()).as_bytes());
+        if !known.contains(&pack) {
+            let in_pack: Vec<BlockAt> = (next..end)
+                .zip(0_u32..)
+                .map(|(number, at)| BlockAt {
+                    cid: cid(number),
+                    offset: 101 + at * (BLOCK_BYTES + 37),
+                    len: BLOCK_BYTES,
+                })
+                .collect();
+            let info = PackInfo {
+                class: Class::Bulk,
+                blocks: u32::try_from(in_pack.len()).expect("a pack of 512"),
+                bytes: u64::from(BLOCK_BYTES) * in_pack.len() as u64,
+            };
+            index
+                .insert_pack(&pack, info, &in_pack)
+                .expect("an index that takes packs");
+        }
+        next = end;
+    }
+}
+
 /// Measures an index of so many blocks in a folder; `asked` questions of each kind.
 ///
 /// # Panics
@@ -44,32 +75,13 @@ pub fn index(folder: &Path, blocks: u64, asked: u64) -> Figures {
     let key = Secret::new([3; 32]);
     let index = FjallIndex::open(folder, &key).expect("an index that opens");
     let began = Instant::now();
-    let mut next = 0;
-    while next < blocks {
-        let end = blocks.min(next + PACK_BLOCKS);
-        let in_pack: Vec<BlockAt> = (next..end)
-            .zip(0_u32..)
-            .map(|(number, at)| BlockAt {
-                cid: cid(number),
-                offset: 101 + at * (BLOCK_BYTES + 37),
-                len: BLOCK_BYTES,
-            })
-            .collect();
-        let info = PackInfo {
-            class: Class::Bulk,
-            blocks: u32::try_from(in_pack.len()).expect("a pack of 512"),
-            bytes: u64::from(BLOCK_BYTES) * in_pack.len() as u64,
-        };
-        let pack = PackId(*blake3::hash(&end.to_be_bytes()).as_bytes());
-        index
-            .insert_pack(&pack, info, &in_pack)
-            .expect("an index that takes packs");
-        next = end;
-    }
+    take_up(&index, blocks);
     let inserts = blocks as f64 / began.elapsed().as_secs_f64().max(1e-9);
     drop(index);
     let began = Instant::now();
     let index = FjallIndex::open(folder, &key).expect("an index that opens");
+    // What its tables did not have yet, as the opening of the store does it.
+    take_up(&index, blocks);
     let found = index.locations(&cid(0)).expect("an answer");
     assert_eq!(found.len(), 1, "what was put is there at once");
     let reopen = began.elapsed();

@@ -1,6 +1,6 @@
 //! Acknowledgements under a burst of small puts: `cargo run --release -p kith-benches --bin burst -- [FOLDER [SECONDS [PUTS_PER_SECOND]]]`.
 
-use kith_benches::burst::{Load, bare_syncs, burst};
+use kith_benches::burst::{Load, burst};
 use kith_benches::{load_average, quantile};
 
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -19,13 +19,6 @@ fn main() -> std::io::Result<()> {
         ..Load::LIFELOG
     };
     let home = tempfile::tempdir_in(folder)?;
-    let bare = bare_syncs(home.path(), 1_000, 32 << 10)?;
-    println!(
-        "the disk alone, 32 KiB appended and synced: p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms",
-        quantile(&bare, 0.5) * 1e3,
-        quantile(&bare, 0.99) * 1e3,
-        quantile(&bare, 0.999) * 1e3,
-    );
     let figures = burst(home.path(), load);
     println!(
         "{} puts in {:.1?}, {} commits, {} packs closed, {:.1} CPU seconds; acknowledged after p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, most {:.1} ms; load {}",
@@ -39,6 +32,13 @@ fn main() -> std::io::Result<()> {
         figures.quantile_ms(0.999),
         figures.quantile_ms(1.0),
         load_average(),
+    );
+    let bare = |part| quantile(&figures.bare, part) * 1e3;
+    println!(
+        "beside it, 4 KiB appended to another file and synced, ten times a second: p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms",
+        bare(0.5),
+        bare(0.99),
+        bare(1.0),
     );
     println!(
         "that is {:.2} MB/s of blocks, {:.2} ms of CPU a put",

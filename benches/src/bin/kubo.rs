@@ -59,12 +59,14 @@ fn compare(
     println!("{} files, {} MB", counted.files, counted.bytes / 1_000_000);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for number in 0..rounds {
+        let within = folder.join(format!("{}-{number}", counted.files));
+        std::fs::create_dir(&within)?;
         // Turn about, so that neither always finds the disk as the other left it.
         for turn in [number % 2 == 0, number % 2 != 0] {
             if turn {
-                ours.push(kubo::ours(kith, source, folder)?);
+                ours.push(kubo::ours(kith, source, &within)?);
             } else if let Some(python) = python {
-                theirs.push(kubo::theirs(python, source, folder)?);
+                theirs.push(kubo::theirs(python, source, &within)?);
             }
         }
         let last = |costs: &[Cost]| costs.last().map_or("-".to_owned(), |cost| shown(*cost));

@@ -1,7 +1,8 @@
 //! put and get beside `restic backup` and `restic restore`:
 //! `cargo run --release --workspace --bin restic -- target/release/kith [TREE [MiB [ROUNDS [FOLDER]]]]`.
 //!
-//! TREE is a folder with many files (`-` for none), MiB the length of a file of random bytes (0 for none), FOLDER where all is written.
+//! TREE is a folder with many files (`-` for none), MiB the length of a file of random bytes (0 for none), FOLDER where all is written (four
+//! times the source a round). The tree is stored with and without the compression of restic: ours always compresses what that makes smaller.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,27 +26,36 @@ fn main() -> io::Result<()> {
     if mib > 0 {
         let source = folder.path().join("random");
         program::write_random(&source, mib << 20)?;
-        compare(&kith, &source, folder.path(), rounds)?;
+        compare(&kith, &source, folder.path(), rounds, "off")?;
     }
     match arg(1, "-").as_str() {
         "-" => Ok(()),
-        tree => compare(&kith, Path::new(tree), folder.path(), rounds),
+        tree => ["off", "auto"].into_iter().try_for_each(|compression| {
+            compare(&kith, Path::new(tree), folder.path(), rounds, compression)
+        }),
     }
 }
 
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn compare(kith: &Path, source: &Path, folder: &Path, rounds: usize) -> io::Result<()> {
+fn compare(
+    kith: &Path,
+    source: &Path,
+    folder: &Path,
+    rounds: usize,
+    compression: &str,
+) -> io::Result<()> {
     let counted = program::warm(source)?;
     println!(
-        "{}: {} files, {} MB",
+        "{}: {} files, {} MB; compression of restic: {compression}",
         source.display(),
         counted.files,
         counted.bytes / 1_000_000
     );
     let mut done = Vec::new();
     for number in 0..rounds {
-        let round = restic::round(kith, source, folder, number % 2 == 0)?;
+        let within = folder.join(format!("{compression}-{}-{number}", counted.files));
+        let round = restic::round(kith, source, &within, number % 2 == 0, compression)?;
         println!(
             "round {}: put {}, backup {}, get {}, restore {}; stored {:.3} and {:.3}; load {}",
             number + 1,

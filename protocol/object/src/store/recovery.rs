@@ -68,10 +68,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         let mut report = RecoveryReport::default();
         // Of a hundred thousand packs each look at a file counts.
-        let (names, lens) = store.measure()?;
+        let files = store.measure()?;
         let mut closed: BTreeMap<PackId, &String> = BTreeMap::new();
-        for (pack, keep, name) in names
-            .iter()
+        for (pack, keep, name) in files
+            .keys()
             .filter_map(|name| closed_id(name).map(|(pack, keep)| (pack, keep, name)))
         {
             // Of one that is both, the kept one counts; the other goes below, once that has proved to be sound.
@@ -79,13 +79,13 @@ impl<D: Disk, I: Index> Store<D, I> {
                 closed.insert(pack, name);
                 store.cached_mut().remove(&pack);
             } else if let Entry::Vacant(place) = closed.entry(pack) {
-                let len = lens.get(name).copied().unwrap_or_default();
+                let len = files.get(name).copied().flatten().unwrap_or_default();
                 place.insert(name);
                 store.cached_mut().insert(pack, len);
             }
         }
-        let open: BTreeMap<(u64, Keep), &String> = names
-            .iter()
+        let open: BTreeMap<(u64, Keep), &String> = files
+            .keys()
             .filter_map(|name| Some((open_number(name)?, name)))
             .collect();
         lock(&store.writer).next_number = open.keys().last().map_or(0, |(last, _)| last + 1);
@@ -102,7 +102,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let mut odd = Vec::new();
         for (pack, name) in &closed {
             if let Some(bytes) = known.get(pack)
-                && lens.get(*name) != Some(bytes)
+                && files.get(*name) != Some(&Some(*bytes))
             {
                 odd.push(*pack);
             }
@@ -161,7 +161,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             .sync_names()
             .map_err(|source| StoreError::Sync { source })?;
         tell(unknown.len() as u64, unknown.len() as u64);
-        store.drop_twins(&names);
+        store.drop_twins(&files);
         if report != RecoveryReport::default() {
             store.measure()?;
         }
@@ -169,11 +169,11 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     /// Removes the cached file of a pack whose kept file is there and sound: a change of name that a crash undid in part.
-    fn drop_twins(&self, names: &[String]) {
-        for (pack, keep) in names.iter().filter_map(|name| closed_id(name)) {
+    fn drop_twins(&self, files: &BTreeMap<String, Option<u64>>) {
+        for (pack, keep) in files.keys().filter_map(|name| closed_id(name)) {
             if keep == Keep::Cached
                 && self.keep_of(&pack) == Keep::Kept
-                && names.contains(&closed_name(&pack, Keep::Kept))
+                && files.contains_key(&closed_name(&pack, Keep::Kept))
                 && self.judge_pack(&pack).is_ok()
             {
                 // If it stays, the next start removes it.

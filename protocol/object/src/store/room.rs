@@ -103,26 +103,31 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(usage)
     }
 
-    /// Counts what is on the disk, and footers to come; answers all names, and the lengths of the files that are ours.
-    pub(super) fn measure(&self) -> Result<(Vec<String>, BTreeMap<String, u64>), StoreError> {
+    /// Counts what is on the disk, and footers to come; answers all names, with the lengths of the files that are ours.
+    pub(super) fn measure(&self) -> Result<BTreeMap<String, Option<u64>>, StoreError> {
         let list = |source| StoreError::List { source };
-        let names = self.disk.list().map_err(list)?;
-        let mut lens = BTreeMap::new();
-        for name in &names {
-            let ours =
-                closed_id(name).is_some() || open_number(name).is_some() || name.ends_with(".bad");
-            if ours {
-                lens.insert(name.clone(), self.disk.len(name).map_err(list)?);
-            }
+        let mut files = BTreeMap::new();
+        let mut used = 0;
+        for name in self.disk.list().map_err(list)? {
+            let ours = closed_id(&name).is_some()
+                || open_number(&name).is_some()
+                || name.ends_with(".bad");
+            let len = if ours {
+                let len = self.disk.len(&name).map_err(list)?;
+                used += len;
+                Some(len)
+            } else {
+                None
+            };
+            files.insert(name, len);
         }
-        let mut used: u64 = lens.values().sum();
         let state = lock(&self.writer);
         let open = state.open.values().map(|open| &open.writer);
         let unfinished = open.chain(state.sealed.iter().map(|pack| &pack.writer));
         used += unfinished.map(|writer| writer.footer_bytes()).sum::<u64>();
         drop(state);
         self.used.store(used, Ordering::Relaxed);
-        Ok((names, lens))
+        Ok(files)
     }
 
     pub(super) fn more_used(&self, bytes: u64) {
