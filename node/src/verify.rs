@@ -447,6 +447,7 @@ mod tests {
             .map(|path| name(path).split('/').next().unwrap().to_owned())
             .collect();
         let expected = [
+            AGES_FILE,
             KEY_FILE,
             "logs",
             "packs",

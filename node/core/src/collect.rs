@@ -259,6 +259,10 @@ pub fn retire<D: Disk, I: Index>(
         return Err(error);
     }
     for (pack, out) in copied {
+        // The copies made the very same pack again: it is not on its way out.
+        if !store.is_retired(&pack) {
+            continue;
+        }
         match store.replacements(&out.kept) {
             Ok(Some(replacements)) => {
                 outcome.bytes += out.bytes;

@@ -314,6 +314,11 @@ fn a_store_that_is_full_can_still_be_collected() {
         let out = store.copy_out(&pack, 100, true, &keep).unwrap();
         store.close_packs().unwrap();
         assert!(store.usage().unwrap().bytes <= quota);
+        if !store.is_retired(&pack) {
+            // All of it was kept, and its copy is the same pack again.
+            assert!(out.left_out.is_empty());
+            continue;
+        }
         let left_out = |cid: &Cid| out.left_out.contains(&cid.digest().unwrap());
         store.drop_retired(&pack, &left_out).unwrap().unwrap();
     }
