@@ -250,7 +250,12 @@ impl<D: Disk, I: Index> Store<D, I> {
         let mut cached = self.cached_mut();
         match keep {
             // The same bytes in a kept pack: this one is not needed. `enter` finds the kept one.
-            Keep::Cached if self.disk.len(&kept).is_ok() => self.disk.remove(from),
+            Keep::Cached if self.disk.len(&kept).is_ok() => {
+                let bytes = self.disk.len(from)?;
+                self.disk.remove(from)?;
+                self.less_used(bytes);
+                Ok(())
+            }
             Keep::Cached => {
                 let bytes = self.disk.len(from)?;
                 self.disk.rename(from, &closed_name(id, keep))?;
@@ -260,12 +265,18 @@ impl<D: Disk, I: Index> Store<D, I> {
             Keep::Kept => {
                 // The same bytes may come to be again: they are not on their way out, and nobody marks them before their place in the order is known.
                 lock(&self.retiring).closing(*id);
+                let replaced = self.disk.len(&kept).unwrap_or_default();
                 self.disk.rename(from, &kept)?;
+                self.less_used(replaced);
                 lock(&self.retiring).unmark(id);
                 if cached.keep_of(id) == Keep::Cached {
                     cached.remove(id);
+                    let twin = closed_name(id, Keep::Cached);
+                    let bytes = self.disk.len(&twin).unwrap_or_default();
                     // If it stays, the next start removes it.
-                    let _ = self.disk.remove(&closed_name(id, Keep::Cached));
+                    if self.disk.remove(&twin).is_ok() {
+                        self.less_used(bytes);
+                    }
                 }
                 Ok(())
             }
