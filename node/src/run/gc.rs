@@ -31,6 +31,7 @@ use super::{Node, held};
 use crate::config::{fresh_rng, now};
 use crate::local::Teller;
 use crate::source::{ReadError, Source};
+use crate::verify;
 
 /// The side file with the days of this device.
 pub(crate) const AGES_FILE: &str = "ages";
@@ -599,7 +600,7 @@ impl Node {
             };
             report.copied_bytes += outcome.copied_bytes;
             if let Some(trouble) = outcome.trouble {
-                report.trouble.push(in_words(&trouble));
+                report.trouble.push(verify::told(&trouble));
             }
             // The catalogue is to know of the copies first.
             self.tend_packs().await;
@@ -718,7 +719,7 @@ impl Node {
                 }
                 // Somebody relies on it: the next run tries again.
                 Ok(None) => (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes),
-                Err(error) => report.trouble.push(in_words(&error)),
+                Err(error) => report.trouble.push(verify::told(&error)),
             }
         }
         *held(&self.gc.waiting) = (packs, bytes_waiting);
@@ -918,14 +919,4 @@ fn class_name(class: Class) -> &'static str {
         Class::Entries => "entries",
         Class::Link => "link",
     }
-}
-
-fn in_words(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -188,12 +188,6 @@ impl LogKeeper {
 }
 
 fn fail(error: &dyn std::error::Error, asker: &Asker) {
-    let mut why = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        why.push_str(": ");
-        why.push_str(&cause.to_string());
-        source = cause.source();
-    }
+    let why = crate::verify::told(error);
     asker.log_failed(why.into());
 }
