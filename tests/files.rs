@@ -880,6 +880,28 @@ fn full_disk_is_a_clear_error_and_loses_nothing() {
 }
 
 #[test]
+fn long_file_that_finds_no_room_half_way_is_a_clear_error_and_leaves_nothing() {
+    let place = place();
+    let Some(disk) = SmallDisk::mount(&place.file("small"), "12m") else {
+        say_loudly(
+            "NOT TESTED: a restore that runs out of room; this machine does not let us mount a small file system (needs root)",
+        );
+        return;
+    };
+    let (device, _) = place.first("first");
+    let bytes = noise(900, 20_000_000);
+    let source = place.write("long", &bytes);
+    device.put(&source, "/long");
+    let refused = get(&device, "/long", &disk.at.join("out"));
+    refused.expect_code(1);
+    assert_eq!(refused.failure_kind(), "full", "{}", refused.failure());
+    assert_eq!(fs::read_dir(&disk.at).unwrap().count(), 0);
+    let whole = place.file("whole");
+    get(&device, "/long", &whole).expect_code(0);
+    assert!(fs::read(whole).unwrap() == bytes);
+}
+
+#[test]
 fn mesh_whose_words_nobody_saw_is_not_made() {
     let place = Place::new(env!("CARGO_BIN_EXE_kith"));
     let device = place.device("first");

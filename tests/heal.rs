@@ -344,3 +344,68 @@ fn damaged_log_is_written_again() {
         assert_eq!(pair.first.cat(path), *bytes, "{path}");
     }
 }
+
+/// Who belongs to the mesh is kept twice: without it a damaged device could not let in the one that heals it.
+#[test]
+fn device_whose_first_entries_are_damaged_while_it_is_off_still_knows_its_mesh() {
+    let mut pair = Pair::new();
+    let log = pair.first.home().join("logs/entries.log");
+    let copy = pair.first.home().join("access");
+    pair.first.stop();
+    let frames = frames(&log);
+    for frame in frames.iter().take(6) {
+        flip(&log, frame + 60);
+    }
+    pair.first.up();
+    wait_until("the devices meet", || {
+        (number(&pair.first.status(), "connected") == 1).then_some(())
+    });
+    let named = pair.first.fails(3, ["verify"]).event("damage");
+    assert_eq!(text(&named, "file"), "logs/entries.log");
+    assert!(text(&named, "mended").len() > 10, "{named}");
+    pair.first.ok(["verify"]);
+    pair.second.agrees_with(&pair.first);
+    for (path, bytes) in &pair.objects {
+        assert_eq!(pair.first.cat(path), *bytes, "{path}");
+    }
+    // The copy is one of the files that are checked, and is written again.
+    let at = len(&copy) / 2;
+    flip(&copy, at);
+    let named = pair.first.fails(3, ["verify"]).event("damage");
+    assert_eq!(text(&named, "file"), "access");
+    assert_eq!(text(&named, "mended"), "written again from memory");
+    pair.first.ok(["verify"]);
+    // With both gone nothing is made up.
+    pair.first.stop();
+    flip(&copy, at);
+    flip(&log, frames[0] + 60);
+    let refused = pair.first.fails(1, ["status"]);
+    assert_eq!(refused.failure_kind(), "corrupt", "{}", refused.failure());
+}
+
+/// A pack that is gone altogether is named; what was in it comes from another device when it is read, and stays.
+#[test]
+fn pack_that_is_gone_is_named_and_its_blocks_come_back_when_they_are_read() {
+    let mut pair = Pair::new();
+    let pack = pair.pack();
+    let name = pair.name(&pack);
+    pair.first.stop();
+    fs::remove_file(&pack).unwrap();
+    pair.first.up();
+    wait_until("the devices meet", || {
+        (number(&pair.first.status(), "connected") == 1).then_some(())
+    });
+    let named = pair.first.run(["verify"]).event("damage");
+    assert_eq!(text(&named, "file"), name);
+    for (path, bytes) in &pair.objects {
+        assert_eq!(pair.first.cat(path), *bytes, "{path}");
+    }
+    pair.second.stop();
+    wait_until("the second device is gone", || {
+        (number(&pair.first.status(), "connected") == 0).then_some(())
+    });
+    for (path, bytes) in &pair.objects {
+        assert_eq!(pair.first.cat(path), *bytes, "{path}");
+    }
+    pair.first.ok(["verify"]);
+}

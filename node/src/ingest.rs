@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use kith_object::chunk::Chunker;
 use kith_object::object::{ObjectLink, ObjectWriter};
@@ -20,6 +21,8 @@ pub type Sink = Arc<dyn Fn(&SealedBlock) -> io::Result<bool> + Send + Sync>;
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 1 << 20;
+/// Blocks of a long object that are sealed ahead of the thread that stores them: some MiB.
+const BLOCKS_AHEAD: usize = 32;
 /// How often a file that changed while it was read is read again.
 const READ_TRIES: usize = 3;
 
@@ -398,19 +401,55 @@ impl Ingest {
     }
 
     fn object(&self, reader: &mut dyn Read, kind: Kind) -> io::Result<ObjectLink> {
-        let mut writer = ObjectWriter::new(self.sealer.clone(), self.chunker.clone(), kind);
-        let mut sink = |block: SealedBlock| self.keep(&block);
+        let writer = ObjectWriter::new(self.sealer.clone(), self.chunker.clone(), kind);
         let mut buffer = Vec::new();
-        loop {
-            self.check_cancelled()?;
-            buffer.clear();
-            let len = reader.take(READ_BYTES as u64).read_to_end(&mut buffer)?;
-            self.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
-            if len < READ_BYTES {
-                return writer.finish_with(&buffer, &mut sink);
-            }
-            writer.push(&buffer, &mut sink)?;
+        self.read_some(reader, &mut buffer)?;
+        if buffer.len() < READ_BYTES {
+            return writer.finish_with(&buffer, &mut |block| self.keep(&block));
         }
+        self.long_object(writer, reader, buffer)
+    }
+
+    /// Reads, cuts and seals here, and stores on a thread beside it: either keeps a core busy.
+    fn long_object(
+        &self,
+        mut writer: ObjectWriter,
+        reader: &mut dyn Read,
+        mut buffer: Vec<u8>,
+    ) -> io::Result<ObjectLink> {
+        std::thread::scope(|scope| {
+            let (to, blocks) = sync_channel::<SealedBlock>(BLOCKS_AHEAD);
+            let storing =
+                scope.spawn(move || blocks.iter().try_for_each(|block| self.keep(&block)));
+            // It ends before its time only if the store refused, which it then tells itself.
+            let mut sink = |block| {
+                to.send(block)
+                    .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+            };
+            let sealed = loop {
+                if buffer.len() < READ_BYTES {
+                    break writer.finish_with(&buffer, &mut sink);
+                }
+                let pushed = writer.push(&buffer, &mut sink);
+                if let Err(error) = pushed.and_then(|()| self.read_some(reader, &mut buffer)) {
+                    break Err(error);
+                }
+            };
+            drop(to);
+            match storing.join() {
+                Ok(stored) => stored.and(sealed),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// The next [`READ_BYTES`], fewer only at the end.
+    fn read_some(&self, reader: &mut dyn Read, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.check_cancelled()?;
+        buffer.clear();
+        let len = reader.take(READ_BYTES as u64).read_to_end(buffer)?;
+        self.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn bytes(&self, bytes: &[u8], kind: Kind) -> io::Result<ObjectLink> {
@@ -649,5 +688,86 @@ mod tests {
             full.path(folder.path()).unwrap_err().kind(),
             io::ErrorKind::StorageFull
         );
+    }
+
+    #[test]
+    fn long_file_is_the_same_object_as_a_stream_and_its_blocks_come_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..5_000_000_u32).flat_map(|n| n.to_le_bytes()).collect();
+        fs::write(folder.path().join("long"), &bytes).unwrap();
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut ingest = ingest();
+        let to = order.clone();
+        ingest.sink = Arc::new(move |block| {
+            to.lock().unwrap().push(block.cid);
+            Ok(true)
+        });
+        let (stored, _) = ingest.path(&folder.path().join("long")).unwrap();
+        assert_eq!(stored.size, bytes.len() as u64);
+        let of_file = std::mem::take(&mut *order.lock().unwrap());
+        // One writer, one thread: what the threads beside one another have to equal.
+        let mut writer =
+            ObjectWriter::new(ingest.sealer.clone(), ingest.chunker.clone(), Kind::Chunk);
+        let mut alone = Vec::new();
+        let mut keep = |block: SealedBlock| {
+            alone.push(block.cid);
+            Ok(())
+        };
+        writer.push(&bytes, &mut keep).unwrap();
+        let link = writer.finish(&mut keep).unwrap();
+        assert_eq!(stored.link, link);
+        assert_eq!(of_file, alone);
+        assert_eq!(of_file.last(), Some(&link.cid()));
+    }
+
+    #[test]
+    fn long_file_that_the_store_refuses_half_way_ends_with_the_refusal_and_no_block_comes_after() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("long"), vec![3; 30 << 20]).unwrap();
+        for taken in [0, 1, 7] {
+            let (came, mut ingest) = (Arc::new(AtomicUsize::new(0)), ingest());
+            let count = came.clone();
+            ingest.sink = Arc::new(move |_| {
+                if count.fetch_add(1, Ordering::Relaxed) >= taken {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                Ok(true)
+            });
+            let refused = ingest.path(folder.path()).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(came.load(Ordering::Relaxed), taken + 1);
+        }
+    }
+
+    /// Gives zeros, then fails.
+    struct Failing {
+        left: usize,
+    }
+
+    impl Read for Failing {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.left == 0 {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let len = buffer.len().min(self.left);
+            buffer[..len].fill(0);
+            self.left -= len;
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn long_stream_that_breaks_or_is_cancelled_tells_so() {
+        let ingest = ingest();
+        let broken = ingest.stream(&mut Failing { left: 20 << 20 }, 0);
+        assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut cancelled = ingest.clone();
+        let progress = cancelled.progress.clone();
+        cancelled.sink = Arc::new(move |_| {
+            progress.cancelled.store(true, Ordering::Relaxed);
+            Ok(true)
+        });
+        let ended = cancelled.stream(&mut Failing { left: usize::MAX }, 0);
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 }

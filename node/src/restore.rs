@@ -2,14 +2,17 @@
 //!
 //! Spec: `protocol/spec/ingest.md`, "What is restored".
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use kith_object::object::ObjectLink;
 use kith_object::seal::Kind;
 use kith_object::tree::{self, FileKind, TREE_BYTES_MAX, TREE_DEPTH_MAX, TreeError};
@@ -21,6 +24,14 @@ use crate::source::{ReadError, Source, Whole};
 const WORKERS: usize = 8;
 /// Small pieces are written together; most chunks are larger and go straight to the file.
 const WRITE_BYTES: usize = 32 << 10;
+/// Objects from this length on are written by a thread of their own.
+const LONG_BYTES: u64 = 4 << 20;
+/// Pieces of a long object that wait to be written: some MiB.
+const PIECES_AHEAD: usize = 32;
+/// How much of a long object is written before the system is told to write it out.
+const WRITE_OUT_BYTES: u64 = 8 << 20;
+/// How far behind what was written last the system is told so again, for what it was still busy with.
+const BEHIND_BYTES: u64 = 64 << 20;
 /// Longest target of a symlink.
 const TARGET_BYTES_MAX: u64 = 4096;
 
@@ -81,6 +92,46 @@ struct Work {
 struct Layout {
     leaves: Vec<Work>,
     folders: Vec<(PathBuf, u32, u64)>,
+}
+
+/// What each worker is to do. The files of one folder are in one lane, since a folder takes one new file at a time: whoever makes a second
+/// there meanwhile only waits, and keeps a core busy with it.
+struct Lanes(Vec<Mutex<VecDeque<Work>>>);
+
+impl Lanes {
+    /// Deals out the files, folder by folder, to whoever has least.
+    fn of(leaves: Vec<Work>, count: usize) -> Self {
+        let mut lanes: Vec<VecDeque<Work>> = Vec::new();
+        lanes.resize_with(count, VecDeque::new);
+        let mut at = 0;
+        let mut folder: Option<PathBuf> = None;
+        for leaf in leaves {
+            if folder.as_deref() != leaf.path.parent() {
+                folder = leaf.path.parent().map(Path::to_owned);
+                let least = lanes.iter().enumerate().min_by_key(|(_, lane)| lane.len());
+                at = least.map_or(0, |(at, _)| at);
+            }
+            if let Some(lane) = lanes.get_mut(at) {
+                lane.push_back(leaf);
+            }
+        }
+        Self(lanes.into_iter().map(Mutex::new).collect())
+    }
+
+    /// The next of a worker's own lane; once that is empty, the last of another's, so that one large folder keeps them all busy.
+    fn next(&self, own: usize) -> Option<Work> {
+        let lock = |lane: &'_ Mutex<VecDeque<Work>>,
+                    take: fn(&mut VecDeque<Work>) -> Option<Work>| {
+            take(&mut lane.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let mine = self.0.get(own);
+        mine.and_then(|lane| lock(lane, VecDeque::pop_front))
+            .or_else(|| {
+                self.0
+                    .iter()
+                    .find_map(|lane| lock(lane, VecDeque::pop_back))
+            })
+    }
 }
 
 /// Removes what is unfinished, however the restore ends.
@@ -190,14 +241,12 @@ pub(crate) fn temporary_beside(dest: &Path) -> PathBuf {
 fn build(source: &Source, item: Item, at: &Path) -> Result<(), RestoreError> {
     let mut layout = Layout::default();
     lay_out(source, item, at.to_owned(), 0, &mut layout)?;
-    let queue = Mutex::new(layout.leaves.into_iter());
-    let work = || -> Result<(), RestoreError> {
+    let lanes = Lanes::of(layout.leaves, WORKERS);
+    let work = |own: usize| -> Result<(), RestoreError> {
         loop {
-            let next = queue
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .next();
-            let Some(leaf) = next else { return Ok(()) };
+            let Some(leaf) = lanes.next(own) else {
+                return Ok(());
+            };
             if let Err(error) = restore_leaf(source, &leaf) {
                 // The others need not go on: nothing of it will stand.
                 source.tally.cancelled.store(true, Ordering::Relaxed);
@@ -207,7 +256,10 @@ fn build(source: &Source, item: Item, at: &Path) -> Result<(), RestoreError> {
         }
     };
     let outcomes: Vec<Result<(), RestoreError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        let work = &work;
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|own| scope.spawn(move || work(own)))
+            .collect();
         workers
             .into_iter()
             .map(|worker| {
@@ -411,32 +463,79 @@ fn restore_leaf(source: &Source, leaf: &Work) -> Result<(), RestoreError> {
         .mode(0o600)
         .open(&leaf.path)
         .map_err(wrote)?;
-    let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
-    let kind = source
-        .read(&leaf.link, &mut |data| {
-            source
-                .tally
-                .bytes
-                .fetch_add(data.len() as u64, Ordering::Relaxed);
-            file.write_all(&data)
-        })
-        .map_err(|error| match error {
-            ReadError::Write(error) => wrote(error),
-            other => read(other),
-        })?;
+    let kind = if leaf.link.size < LONG_BYTES {
+        fill(source, &leaf.link, &file)
+    } else {
+        fill_long(source, &leaf.link, &file)
+    };
+    let kind = kind.map_err(|error| match error {
+        ReadError::Write(error) => wrote(error),
+        other => read(other),
+    })?;
     if kind == Some(Kind::Tree) {
         return Err(RestoreError::Misnamed {
             path: leaf.path.clone(),
         });
     }
-    let file: File = file
-        .into_inner()
-        .map_err(|error| wrote(error.into_error()))?;
-    drop(file);
-    finish(&leaf.path, Some(leaf.mode), leaf.mtime_ms).map_err(wrote)
+    finish_file(&file, leaf.mode, leaf.mtime_ms).map_err(wrote)
 }
 
-/// Sets mode and modification time. A time of zero is none that was ever kept: the present one stays.
+/// Reads an object and writes it to the file.
+fn fill(source: &Source, link: &ObjectLink, file: &File) -> Result<Option<Kind>, ReadError> {
+    let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
+    let kind = source.read(link, &mut |data| {
+        let len = data.len() as u64;
+        file.write_all(&data)?;
+        source.tally.bytes.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    })?;
+    file.flush().map_err(ReadError::Write)?;
+    Ok(kind)
+}
+
+/// As [`fill`], with a thread that writes beside this one that reads and opens: either keeps a core busy.
+fn fill_long(
+    source: &Source,
+    link: &ObjectLink,
+    mut file: &File,
+) -> Result<Option<Kind>, ReadError> {
+    std::thread::scope(|scope| {
+        let (to, pieces) = sync_channel::<Bytes>(PIECES_AHEAD);
+        let writing = scope.spawn(move || {
+            let (mut written, mut begun) = (0_u64, 0);
+            for piece in pieces {
+                file.write_all(&piece)?;
+                let len = piece.len() as u64;
+                source.tally.bytes.fetch_add(len, Ordering::Relaxed);
+                written += len;
+                if written - begun >= WRITE_OUT_BYTES {
+                    write_out(file, written);
+                    begun = written;
+                }
+            }
+            Ok(())
+        });
+        // It ends before its time only if the file refused, which it then tells itself.
+        let read = source.read(link, &mut |data| {
+            to.send(data)
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        });
+        drop(to);
+        match writing.join() {
+            Ok(written) => written.map_err(ReadError::Write).and(read),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Has the system write out what was just written, and let go of what it wrote out before: a large restore neither heaps up what is still to be written,
+/// nor drives out of memory what others have there. It waits for nothing, and what fails here costs only that.
+fn write_out(file: &File, written: u64) {
+    let from = written.saturating_sub(BEHIND_BYTES);
+    let _ = rustix::fs::fadvise(file, from, None, rustix::fs::Advice::DontNeed);
+}
+
+/// Sets mode and modification time of a folder or a symlink. A time of zero is none that was ever kept: the present one stays.
 fn finish(path: &Path, mode: Option<u32>, mtime_ms: u64) -> io::Result<()> {
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
@@ -444,7 +543,26 @@ fn finish(path: &Path, mode: Option<u32>, mtime_ms: u64) -> io::Result<()> {
     if mtime_ms == 0 {
         return Ok(());
     }
-    let times = Timestamps {
+    let times = modified_at(mtime_ms);
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+/// As [`finish`], of an open file: its path need not be looked up again.
+fn finish_file(file: &File, mode: u32, mtime_ms: u64) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    if mtime_ms != 0 {
+        rustix::fs::futimens(file, &modified_at(mtime_ms))?;
+    }
+    Ok(())
+}
+
+fn modified_at(mtime_ms: u64) -> Timestamps {
+    Timestamps {
         last_access: Timespec {
             tv_sec: 0,
             tv_nsec: UTIME_OMIT,
@@ -453,11 +571,51 @@ fn finish(path: &Path, mode: Option<u32>, mtime_ms: u64) -> io::Result<()> {
             tv_sec: i64::try_from(mtime_ms / 1000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(mtime_ms % 1000 * 1_000_000).unwrap_or(0),
         },
-    };
-    Ok(rustix::fs::utimensat(
-        CWD,
-        path,
-        &times,
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kith_object::seal::BlockKey;
+
+    fn leaf(path: &str) -> Work {
+        Work {
+            path: PathBuf::from(path),
+            kind: FileKind::File,
+            link: ObjectLink {
+                digest: [0; 32],
+                key: BlockKey::new([0; 32]),
+                size: 0,
+            },
+            mode: 0o644,
+            mtime_ms: 0,
+        }
+    }
+
+    #[test]
+    fn workers_share_all_files_and_no_folder_as_long_as_there_is_one_for_each() {
+        let leaves = (0..12).flat_map(|folder| (0..=folder).map(move |n| format!("/{folder}/{n}")));
+        let all: Vec<String> = leaves.collect();
+        let lanes = Lanes::of(all.iter().map(|path| leaf(path)).collect(), 4);
+        let firsts: Vec<PathBuf> = (0..4).map(|own| lanes.next(own).unwrap().path).collect();
+        let mut folders: Vec<&Path> = firsts.iter().filter_map(|path| path.parent()).collect();
+        folders.sort();
+        folders.dedup();
+        assert_eq!(folders.len(), 4);
+        // One worker alone finishes what the others leave.
+        let mut done: Vec<PathBuf> = firsts;
+        done.extend(std::iter::from_fn(|| lanes.next(2)).map(|work| work.path));
+        done.sort();
+        let mut expected: Vec<PathBuf> = all.iter().map(PathBuf::from).collect();
+        expected.sort();
+        assert_eq!(done, expected);
+    }
+
+    #[test]
+    fn one_large_folder_keeps_every_worker_busy() {
+        let lanes = Lanes::of((0..9).map(|n| leaf(&format!("/a/{n}"))).collect(), 3);
+        assert!((0..9).all(|turn| lanes.next(turn % 3).is_some()));
+        assert!(lanes.next(0).is_none());
+    }
 }

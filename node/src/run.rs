@@ -1,5 +1,6 @@
 //! One device running: opens its home, drives its machine, answers its owner.
 
+mod access;
 mod calls;
 mod door;
 mod driver;
@@ -29,6 +30,7 @@ use zeroize::Zeroizing;
 
 pub use verify::event as damage_event;
 
+pub(crate) use access::{ACCESS_FILE, read as access_copy};
 pub(crate) use driver::Asker;
 use driver::{Parts, Traffic, asks, drive};
 pub(crate) use gc::AGES_FILE;
@@ -181,6 +183,8 @@ pub struct Node {
     damage: AtomicU64,
     /// Held by the one collection that runs.
     gc: gc::Collector,
+    /// Whether the second copy of who belongs to the mesh is up to date.
+    access_copy: access::AccessCopy,
     healer: heal::Healer,
     driver: Mutex<Option<JoinHandle<()>>>,
     _lock: HomeLock,
@@ -335,7 +339,7 @@ impl Node {
                 // Blocks, then the entries that name them.
                 let log_settler = logs.settler();
                 let settlers = [store.disk().settler(), log_settler.clone()];
-                let (log, report) = open_log(logs, |offset, record| {
+                let (mut log, report) = open_log(logs, |offset, record| {
                     if let Some(id) = waking.record(&record) {
                         offsets.insert(id, offset);
                     }
@@ -347,7 +351,19 @@ impl Node {
                         "entries in the log are damaged; others are asked for them"
                     );
                 }
-                let mut device = waking.finish(!report.damaged.is_empty(), |id| {
+                let mut recovered = 0;
+                if !report.damaged.is_empty() || report.torn_bytes > 0 {
+                    recovered =
+                        access::mend(&home, &identity.keys, &mut log, &mut offsets, &mut waking)
+                            .map_err(NodeError::Log)?;
+                    if recovered > 0 {
+                        tracing::info!(
+                            recovered,
+                            "entries of `access` came from their second copy"
+                        );
+                    }
+                }
+                let mut device = waking.finish(!report.damaged.is_empty() || recovered > 0, |id| {
                     log.read(*offsets.get(id)?).ok()
                 });
                 if device.access().root.is_none() {
@@ -360,6 +376,7 @@ impl Node {
                 for id in device.cut_short() {
                     offsets.remove(id);
                 }
+                let access_copy = access::AccessCopy::beside(&home, &identity.keys, &device);
                 let store = Arc::new(store);
                 let parts = Parts {
                     device,
@@ -390,6 +407,7 @@ impl Node {
                     scrub,
                     damage: AtomicU64::new(0),
                     gc: gc::Collector::default(),
+                    access_copy,
                     healer: heal::Healer::of(&report, settings_lost),
                     driver: Mutex::new(None),
                     _lock: lock,
@@ -519,6 +537,7 @@ impl Node {
 
     /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
     pub async fn close(&self) {
+        self.keep_access().await;
         self.asker.stop();
         let driver = held(&self.driver).take();
         if let Some(driver) = driver {
@@ -570,6 +589,7 @@ impl Daemon {
                 }
                 self.node.tend_packs().await;
                 self.node.scrub_step().await;
+                self.node.keep_access().await;
                 self.node.clone().collect_when_due(ticks);
                 ticks += 1;
                 if ticks.is_multiple_of(SETTLE_TICKS) {

@@ -18,7 +18,9 @@ use kith_object::time::Time;
 
 use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchecked_text};
 use crate::pins::{self, PINS_FILE};
-use crate::run::{AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE};
+use crate::run::{
+    ACCESS_FILE, AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE, access_copy,
+};
 use crate::store::{self, DiskStore, RealDisk};
 
 /// The place in the round of the daemon's own checks.
@@ -92,6 +94,7 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
         for name in [AGES_FILE, BOOK_FILE, TICKETS_FILE] {
             check(name, &|_| home.read_sealed(name, keys).is_some());
         }
+        check(ACCESS_FILE, &|_| access_copy(home, keys).is_some());
         if let Err(error) = pins::read(home, keys) {
             found.push(Finding::of(PINS_FILE, format!("{}; nothing is removed while it is so: delete it and pin again what you want to keep", told(&error))));
         }
@@ -227,7 +230,7 @@ pub(crate) fn of_recovery(report: &RecoveryReport) -> Vec<Finding> {
     for id in &report.vanished {
         found.push(Finding::of(
             pack(&format!("{id}.pack")),
-            "the index knew it and it is not there",
+            "the index knew it and it is not there; what it held comes from another device when it is read",
         ));
     }
     for (name, why) in &report.waiting {
@@ -447,6 +450,7 @@ mod tests {
             .map(|path| name(path).split('/').next().unwrap().to_owned())
             .collect();
         let expected = [
+            ACCESS_FILE,
             AGES_FILE,
             KEY_FILE,
             "logs",

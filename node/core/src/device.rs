@@ -626,6 +626,11 @@ impl Device {
             .collect()
     }
 
+    /// How many entries of `access` are known, those that do not count included.
+    pub fn access_entry_count(&self) -> usize {
+        self.access_log.len()
+    }
+
     /// Whether that device may be inside.
     pub fn admits(&self, device: &DeviceId) -> bool {
         self.policy.admits(device)

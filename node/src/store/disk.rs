@@ -309,6 +309,13 @@ impl Disk for RealDisk {
         sync_file(&open)
     }
 
+    fn begin_sync(&self, name: &str, from: u64) {
+        // Linux begins to write what is dirty when told that it is not needed, and keeps what it writes just now. What fails here, the sync tells.
+        if let Ok(open) = self.file(name) {
+            let _ = rustix::fs::fadvise(&open.file, from, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+
     fn sync_names(&self) -> io::Result<()> {
         if self.put_off()? {
             self.later.names.store(true, Ordering::Release);

@@ -58,6 +58,11 @@ pub trait Disk: Send + Sync {
     /// After an error nobody knows which of the bytes written since the last sync will last.
     fn sync(&self, name: &str) -> io::Result<()>;
 
+    /// Begins to bring to the medium what stands in a file from there on, and does not wait: a sync later has less to do. Promises nothing.
+    fn begin_sync(&self, name: &str, from: u64) {
+        let _ = (name, from);
+    }
+
     /// Returns once all names would outlast a power cut.
     ///
     /// # Errors
@@ -111,6 +116,9 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
     }
     fn sync(&self, name: &str) -> io::Result<()> {
         (**self).sync(name)
+    }
+    fn begin_sync(&self, name: &str, from: u64) {
+        (**self).begin_sync(name, from);
     }
     fn sync_names(&self) -> io::Result<()> {
         (**self).sync_names()

@@ -50,6 +50,11 @@ impl Waking {
         }
     }
 
+    /// An entry that a damaged log lacks and that was kept elsewhere.
+    pub fn recover(&mut self, entry: Entry) {
+        self.take(entry);
+    }
+
     /// The log is read; what has to be looked at again is read by `read`.
     pub fn finish(
         mut self,

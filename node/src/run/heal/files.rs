@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::super::{BOOK_FILE, Node, PORTS_FILE, Ports, Ready, TICKETS_FILE, held};
+use super::super::{ACCESS_FILE, BOOK_FILE, Node, PORTS_FILE, Ports, Ready, TICKETS_FILE, held};
 use super::log::LogHealed;
 use crate::config::{Home, HomeError, KEY_FILE, SETTINGS_FILE, fresh_rng};
 use crate::verify::{self, Finding, PLACE_FILE, ROUND_FILE};
@@ -72,6 +72,13 @@ impl Node {
                     Ok(())
                 };
                 Some(self.rewrite(write, "written again from memory").await)
+            }
+            ACCESS_FILE => {
+                let entries = self
+                    .asker
+                    .look(kith_core::device::Device::access_from_genesis);
+                let written = self.write_access(entries.await?).await;
+                Some(written.map(|()| "written again from memory"))
             }
             BOOK_FILE => {
                 self.asker.keep_book().await?;

@@ -301,12 +301,15 @@ impl<D: Disk, I: Index> Store<D, I> {
             blocks >= PACK_BLOCKS_MAX
                 || (blocks > 0 && open.writer.len_with(&head) > self.config.pack_bytes_max)
         });
+        let mut filled = None;
         if full {
             if state.sealed.len() >= UNFINISHED_MAX {
                 drop(state);
                 let trouble = lock(&self.trouble).take();
                 return Err(trouble.unwrap_or(StoreError::Broken).into());
             }
+            let open = state.open.get(&kind);
+            filled = open.map(|open| (Arc::clone(&open.file), open.synced));
             state.seal(kind);
         }
         if !state.open.contains_key(&kind) {
@@ -358,6 +361,13 @@ impl<D: Disk, I: Index> Store<D, I> {
             let mut stats = lock(&self.stats);
             stats.blocks_new += 1;
             stats.bytes_new += block.bytes.len() as u64;
+        }
+        if let Some((file, synced)) = filled {
+            let name = file
+                .name
+                .read()
+                .expect("no thread panics while it holds this lock");
+            self.disk.begin_sync(&name, synced);
         }
         if crowded {
             // The block itself is written; what fails here will fail again, and be told, at the flush.
