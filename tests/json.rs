@@ -107,6 +107,8 @@ fn seen() -> Shapes {
     keep(&first.ok(["pins"]));
     keep(&first.ok(["unpin", &odd]));
     keep(&first.ok(["unpin", "/lake.jpg"]));
+    keep(&first.ok(["put", "--public", file.to_str().unwrap()]));
+    keep(&first.ok(["published"]));
     keep(&first.ok(["retention"]));
     // What a refused put leaves behind is garbage, which waits for the second device.
     let litter = place.write("litter", noise(77, 400_000));

@@ -494,6 +494,7 @@ fn no_committed_file_names_this_machine() {
         "cli/CHANGELOG.md",
         "cli/docs/json.md",
         "tests/decoder.py",
+        "tests/kubo.py",
     ] {
         files.push(repository().join(name));
     }

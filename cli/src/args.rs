@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Unpin(UnpinArgs),
     /// List what is pinned on this device
     Pins,
+    /// List what was put for anybody with `kith put --public`
+    Published,
     /// Show or set how long old versions keep their content
     #[command(after_help = RETENTION_HELP)]
     Retention(RetentionArgs),
@@ -115,6 +117,9 @@ pub(crate) struct UpArgs {
     /// Neither look for devices of the mesh in the local network (mDNS) nor be found there; on loopback it never happens
     #[arg(long, env = "KITH_NO_LAN", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) no_lan: bool,
+    /// Serve what was put with `kith put --public` to anybody, by Bitswap, on ports and under a name of their own
+    #[arg(long, env = "KITH_PUBLIC", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) public: bool,
     /// Most that stored packs may take, as `200G` (of 1,024 each), or `none`; kept for later starts
     #[arg(long, value_name = "SIZE", value_parser = quota)]
     pub(crate) quota: Option<Quota>,
@@ -179,6 +184,18 @@ pub(crate) struct PutArgs {
     /// Path in the tree [default: /<basename>]; into it, if it is a folder or several sources are given
     #[arg(long, value_name = "PATH")]
     pub(crate) to: Option<OsString>,
+    /// For anybody to read: stored plain, as UnixFS, under the CID that `ipfs add` gives it, and not in the tree; `kith up --public` serves it
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) public: bool,
+    /// With --public: which CIDs they get, those of `unixfs-v1-2025`, or the older ones of `unixfs-v0-2015`
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "public",
+        default_value = "unixfs-v1-2025",
+        value_parser = ["unixfs-v1-2025", "unixfs-v0-2015"]
+    )]
+    pub(crate) profile: String,
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +212,9 @@ pub(crate) struct GetArgs {
     /// Wait for what no device within reach has now, instead of failing
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Get a public object, by CID, from that peer of the IPFS world, as /ip4/192.0.2.7/tcp/4001/p2p/ID; may be given several times
+    #[arg(long, value_name = "ADDR", conflicts_with = "wait")]
+    pub(crate) peer: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -56,6 +56,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Pin(args) => pin::pin(&home, args, output).await,
         Command::Unpin(args) => pin::unpin(&home, args, output).await,
         Command::Pins => pin::pins(&home, output).await,
+        Command::Published => put::list(&home, output).await,
         Command::Retention(args) => pin::retention(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
         Command::Verify(args) => verify::run(&home, args, output).await,

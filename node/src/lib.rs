@@ -15,6 +15,7 @@ pub mod ingest;
 pub mod join;
 pub mod local;
 pub mod net;
+mod outside;
 pub mod pins;
 mod restore;
 pub mod run;

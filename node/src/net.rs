@@ -10,9 +10,11 @@ pub mod event;
 mod frame;
 pub mod inside;
 pub mod lan;
+pub mod outside;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod unheard;
 
 pub use event::{GossipId, NetEvent, NetEvents};
 pub use frame::MESSAGE_BYTES_MAX;

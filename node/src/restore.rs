@@ -150,6 +150,21 @@ pub(crate) fn restore(
     dest: &Path,
     force: bool,
 ) -> Result<(), RestoreError> {
+    make(dest, force, |temporary| {
+        build(source, item, temporary)?;
+        source.keeper.finish().map_err(|source| RestoreError::Read {
+            path: dest.to_owned(),
+            source: Box::new(source),
+        })
+    })
+}
+
+/// Has something made under a temporary name beside `dest`, and renamed once it is whole. However that ends, nothing unfinished is left.
+pub(crate) fn make(
+    dest: &Path,
+    force: bool,
+    build: impl FnOnce(&Path) -> Result<(), RestoreError>,
+) -> Result<(), RestoreError> {
     let exists = fs::symlink_metadata(dest).is_ok();
     if exists && !force {
         return Err(RestoreError::Exists {
@@ -157,14 +172,7 @@ pub(crate) fn restore(
         });
     }
     let temporary = Unfinished(temporary_beside(dest));
-    build(source, item, &temporary.0)?;
-    source
-        .keeper
-        .finish()
-        .map_err(|source| RestoreError::Read {
-            path: dest.to_owned(),
-            source: Box::new(source),
-        })?;
+    build(&temporary.0)?;
     let failed = |source| RestoreError::Write {
         path: dest.to_owned(),
         source,

@@ -41,6 +41,7 @@ use crate::config::{
 use crate::local;
 use crate::net::door::{Door, DoorHandle};
 use crate::net::{self, Inside, Multiaddr, lan};
+use crate::outside::driver::Outside;
 use crate::pins::PinFile;
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
@@ -135,6 +136,8 @@ pub struct UpOptions {
     pub durability: Option<Durability>,
     /// Whether to find devices of the mesh in the local network, and be found. On loopback it never does.
     pub lan: bool,
+    /// Whether to serve public objects to anybody, on ports of their own.
+    pub public: bool,
 }
 
 /// Where a device that serves can be found.
@@ -146,6 +149,8 @@ pub struct Ready {
     pub addrs: Vec<String>,
     /// Where other devices connect.
     pub inside: Vec<String>,
+    /// Where anybody gets public objects; nowhere unless that was asked for.
+    pub public: Vec<String>,
 }
 
 /// What a node is before its driver runs.
@@ -183,6 +188,10 @@ pub struct Node {
     damage: AtomicU64,
     /// Held by the one collection that runs.
     gc: gc::Collector,
+    /// What serves public objects, while it does.
+    outside: Mutex<Option<Arc<Outside>>>,
+    /// Held by who changes the list of what is public.
+    publishing: Arc<tokio::sync::Mutex<()>>,
     /// Whether the second copy of who belongs to the mesh is up to date.
     access_copy: access::AccessCopy,
     healer: heal::Healer,
@@ -278,9 +287,21 @@ impl Node {
             };
             local::serve(&path, service, closing).await
         });
+        if options.public {
+            // A key of its own, from which nobody finds the device's.
+            let seed = node.identity.keys.local_secret("kith outside key 1");
+            let outside = with_ports(&ports.public, |port| {
+                Outside::start(
+                    Zeroizing::new(*seed.expose()),
+                    &listen_addrs(&options.listen, port),
+                    Some(node.store.clone()),
+                )
+            })?;
+            *held(&node.outside) = Some(outside);
+        }
         let wanted = options.listen.len();
         let ready = node.wait_until_listening(wanted).await?;
-        Ports::of(&ready).write(&node.home);
+        Ports::of(&ready, ports.public).write(&node.home);
         let lan = if options.lan {
             node.look_around(&options.listen, &ready).await
         } else {
@@ -407,6 +428,8 @@ impl Node {
                     scrub,
                     damage: AtomicU64::new(0),
                     gc: gc::Collector::default(),
+                    outside: Mutex::default(),
+                    publishing: Arc::default(),
                     access_copy,
                     healer: heal::Healer::of(&report, settings_lost),
                     driver: Mutex::new(None),
@@ -464,11 +487,17 @@ impl Node {
                 .unwrap_or_default();
             let addrs = held(&self.door).clone();
             // TCP and QUIC on each address; an unspecified one gives several.
-            if inside.len() >= 2 * wanted && addrs.len() >= 2 * wanted {
+            let outside = held(&self.outside).clone();
+            let public = outside.as_ref().map(|outside| outside.addrs());
+            let all_public = public
+                .as_ref()
+                .is_none_or(|addrs| addrs.len() >= 2 * wanted);
+            if inside.len() >= 2 * wanted && addrs.len() >= 2 * wanted && all_public {
                 return Ok(Ready {
                     device: self.identity.keys.id(),
                     addrs,
                     inside,
+                    public: public.unwrap_or_default(),
                 });
             }
             if tokio::time::Instant::now() >= until {
@@ -538,6 +567,10 @@ impl Node {
     /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
     pub async fn close(&self) {
         self.keep_access().await;
+        let outside = held(&self.outside).take();
+        if let Some(outside) = outside {
+            outside.stop().await;
+        }
         self.asker.stop();
         let driver = held(&self.driver).take();
         if let Some(driver) = driver {
@@ -701,6 +734,7 @@ fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 struct Ports {
     inside: (u16, u16),
     door: (u16, u16),
+    public: (u16, u16),
 }
 
 impl Ports {
@@ -714,10 +748,12 @@ impl Ports {
         Self {
             inside: next(),
             door: next(),
+            public: next(),
         }
     }
 
-    fn of(ready: &Ready) -> Self {
+    /// Those of a device that serves; `public` are those that public objects were served on last, should they not be now.
+    fn of(ready: &Ready, public: (u16, u16)) -> Self {
         let ports = |addrs: &[String]| {
             let port = |name: &str| {
                 addrs
@@ -730,13 +766,18 @@ impl Ports {
         Self {
             inside: ports(&ready.inside),
             door: ports(&ready.addrs),
+            public: if ready.public.is_empty() {
+                public
+            } else {
+                ports(&ready.public)
+            },
         }
     }
 
     fn write(&self, home: &Home) {
         let text = format!(
-            "{} {} {} {}\n",
-            self.inside.0, self.inside.1, self.door.0, self.door.1
+            "{} {} {} {} {} {}\n",
+            self.inside.0, self.inside.1, self.door.0, self.door.1, self.public.0, self.public.1
         );
         let text = checked_text(PORTS_DOMAIN, text);
         if let Err(error) = home.write_whole(PORTS_FILE, text.as_bytes()) {

@@ -17,6 +17,7 @@ use kith_object::store::{Damage, IndexFault, RecoveryReport, StoreError};
 use kith_object::time::Time;
 
 use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchecked_text};
+use crate::outside::published::{self, PUBLISHED_FILE};
 use crate::pins::{self, PINS_FILE};
 use crate::run::{
     ACCESS_FILE, AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE, access_copy,
@@ -95,6 +96,9 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
             check(name, &|_| home.read_sealed(name, keys).is_some());
         }
         check(ACCESS_FILE, &|_| access_copy(home, keys).is_some());
+        if let Err(error) = published::read(home, keys) {
+            found.push(Finding::of(PUBLISHED_FILE, format!("{}; what was put with --public stays and is served, but is not listed: delete the file to begin a new list", told(&error))));
+        }
         if let Err(error) = pins::read(home, keys) {
             found.push(Finding::of(PINS_FILE, format!("{}; nothing is removed while it is so: delete it and pin again what you want to keep", told(&error))));
         }
@@ -391,6 +395,9 @@ mod tests {
         let mut rng = crate::config::fresh_rng();
         home.write_sealed(PINS_FILE, &keys, &mut rng, b"kithpin1\0\0\0\0")
             .unwrap();
+        let mut rng = crate::config::fresh_rng();
+        home.write_sealed(PUBLISHED_FILE, &keys, &mut rng, b"kithpub1")
+            .unwrap();
         let ports = crate::config::checked_text(PORTS_DOMAIN, "1 2 3 4\n".to_owned());
         home.write_whole(PORTS_FILE, ports.as_bytes()).unwrap();
         let request = Request::Put {
@@ -458,6 +465,7 @@ mod tests {
             BOOK_FILE,
             PINS_FILE,
             PORTS_FILE,
+            PUBLISHED_FILE,
             ROUND_FILE,
             SETTINGS_FILE,
             TICKETS_FILE,

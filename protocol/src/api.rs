@@ -122,6 +122,26 @@ pub enum Request {
         /// Wait for what is not within reach yet instead of failing.
         wait: bool,
     },
+    /// Restores a public object, had from those peers, into the file system. Progress, then one [`Event::Got`].
+    GetPublic {
+        /// Its CID: the root of a graph of UnixFS nodes.
+        cid: String,
+        /// Multiaddrs of peers to ask.
+        peers: Vec<String>,
+        /// Absolute path to make.
+        dest: Name,
+        /// Overwrite what is there.
+        force: bool,
+    },
+    /// Stores files and folders for anybody, plain, as UnixFS. Progress, then one [`Event::Published`] each; acknowledged means on disk.
+    PutPublic {
+        /// Absolute paths on this machine.
+        sources: Vec<Name>,
+        /// Which CIDs they get: `unixfs-v1-2025` or `unixfs-v0-2015`.
+        profile: String,
+    },
+    /// What anybody may have. One [`Event::Published`] each.
+    Published,
     /// Sends a file's bytes, or a range of them, as [`Event::Data`]. Only what the range needs is read, and fetched.
     Cat {
         /// A CID, or a path in the tree.
@@ -304,6 +324,17 @@ pub enum Event {
         files: u64,
         /// Bytes of blocks that came from each device for this.
         from: Vec<FromDevice>,
+    },
+    /// Anybody may have this, as soon as the device serves it.
+    Published {
+        /// The root.
+        cid: String,
+        /// The last part of the path that it was put from.
+        name: Name,
+        /// Bytes of all files.
+        size: u64,
+        /// When it was put, milliseconds since 1970.
+        at_ms: u64,
     },
     /// A CAR archive is written, and durable.
     Exported {

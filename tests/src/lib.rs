@@ -2,6 +2,7 @@
 //!
 //! Nothing here asserts how long a thing takes. What has to happen is waited for, under one deadline that no healthy machine meets.
 
+pub mod kubo;
 pub mod network;
 
 use std::ffi::{OsStr, OsString};
@@ -44,6 +45,11 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// Says something that must be seen although the test passes: past the capture of test output.
 pub fn say_loudly(text: &str) {
     let _ = writeln!(io::stderr(), "\n*** {text} ***");
+}
+
+/// Says that a test did not run here, in a line that the end of a report repeats.
+pub fn say_skipped(test: &str, why: &str) {
+    let _ = io::stderr().write_all(format!("\nSKIPPED {test}: {why}\n").as_bytes());
 }
 
 /// Bytes that look random and follow from the seed alone.

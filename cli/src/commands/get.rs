@@ -19,6 +19,11 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<(), CommandError> {
     let what = what(&args.what);
+    if matches!(what, What::Path(_)) && !args.peer.is_empty() {
+        return Err(Failure::new(FailureKind::Usage, "get a path from a peer")
+            .hint("a public object is named by its CID: kith get CID --peer ADDR")
+            .into());
+    }
     let dest = match args.output {
         Some(path) => path,
         None => default_dest(&what)?,
@@ -31,11 +36,20 @@ pub(crate) async fn run(
         .because(&error)
     })?;
     let dest = Name(dest.as_os_str().as_bytes().to_vec());
-    let request = Request::Get {
-        what,
-        dest,
-        force: args.force,
-        wait: args.wait,
+    let force = args.force;
+    let request = match what {
+        What::Cid(cid) if !args.peer.is_empty() => Request::GetPublic {
+            cid,
+            peers: args.peer,
+            dest,
+            force,
+        },
+        what => Request::Get {
+            what,
+            dest,
+            force,
+            wait: args.wait,
+        },
     };
     let mut call = session::call(home, request, no_input()).await?;
     while let Some((event, _)) = call.next().await? {

@@ -50,6 +50,11 @@ pub(crate) async fn run(
         })?;
         sources.push(Name(path.as_os_str().as_bytes().to_vec()));
     }
+    if args.public {
+        let profile = args.profile;
+        let request = Request::PutPublic { sources, profile };
+        return store(home, request, no_input(), output).await;
+    }
     let to = args.to.as_deref().map(tree_path);
     let request = Request::Put {
         sources,
@@ -74,6 +79,7 @@ async fn store(
                 files,
             } => output.progress(bytes, total, files),
             Event::Warning { text } => output.say(&format!("Warning: {text}")),
+            Event::Published { .. } => published(&event, output)?,
             Event::Put(put) => {
                 let (cid, said) = (
                     put.cid.clone(),
@@ -104,4 +110,26 @@ fn stdin() -> Input {
             }
         },
     ))
+}
+
+/// Tells of something that anybody may have.
+pub(super) fn published(event: &Event, output: &mut Output) -> Result<(), CommandError> {
+    let Event::Published {
+        cid, name, size, ..
+    } = event
+    else {
+        return Ok(());
+    };
+    let text = format!("{cid}  {}  {}\n", name.lossy(), human(*size));
+    output.result(event, || text)?;
+    Ok(())
+}
+
+/// `kith published`.
+pub(crate) async fn list(home: &Home, output: &mut Output) -> Result<(), CommandError> {
+    let mut call = session::call(home, Request::Published, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        published(&event, output)?;
+    }
+    Ok(())
 }

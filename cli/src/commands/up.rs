@@ -18,6 +18,7 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
         quota: args.quota.map(|quota| quota.0),
         durability: args.durability,
         lan: !args.no_lan,
+        public: args.public,
     };
     let daemon = tokio::select! {
         up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,
@@ -30,6 +31,7 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
         "device": ready.device.to_string(),
         "addrs": ready.addrs,
         "inside": ready.inside,
+        "public": ready.public,
     });
     output.result(&value, || {
         let addrs: String = ready
@@ -37,7 +39,9 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
             .iter()
             .map(|addr| format!("door    {addr}\n"))
             .collect();
-        format!("device  {} is up\n{addrs}", ready.device)
+        let public = ready.public.iter();
+        let public: String = public.map(|addr| format!("public  {addr}\n")).collect();
+        format!("device  {} is up\n{addrs}{public}", ready.device)
     })?;
     let ended = tokio::select! {
         _ = interrupt.recv() => Ok(()),

@@ -15,24 +15,19 @@ use kith_object::id::Cid;
 use kith_object::object::ObjectLink;
 use kith_object::seal::Kind;
 use kith_object::tree::{self, FileKind, TREE_BYTES_MAX, TREE_DEPTH_MAX};
-use kith_object::unixfs::{
-    self, FileBuilder, FolderError, Node, NodeLink, Profile, Written, placeholder, read_node,
-};
+use kith_object::unixfs::{self, FileBuilder, FolderError, Profile, Written, placeholder};
 
 use super::reading::{Place, next, read_at};
 use super::{ArchiveError, NewFile, Seen, open};
 use crate::ingest::{Ingest, Stored};
+use crate::outside::dag::{self, Blocks, DagError, Maker, NAMES_MAX};
 use crate::restore::Item;
 use crate::source::Source;
 
 /// Longest target of a symlink.
 const TARGET_BYTES_MAX: u64 = 4096;
-/// Most names that something may unfold to, written or read.
-const NAMES_MAX: usize = 2_000_000;
 /// Most blocks of an archive that is read: their places are held in memory.
 const BLOCKS_MAX: usize = 4 << 20;
-/// Deepest tree over a file; with two links a node that is more than any disk holds.
-const FILE_DEPTH_MAX: usize = 32;
 /// How many times its own length an archive may unfold to, beside a first GiB: a file of zeros does so honestly, some blocks that stand for all there is
 /// do not.
 const UNFOLD_MAX: u64 = 1024;
@@ -214,9 +209,8 @@ pub(crate) struct Archive {
     file: File,
     places: BTreeMap<Cid, Place>,
     pub(crate) roots: Vec<Cid>,
-    /// Bytes of blocks that may still be read, and names it may still unfold to.
+    /// Bytes of blocks that may still be read.
     bytes_left: Cell<u64>,
-    names_left: usize,
 }
 
 impl Archive {
@@ -256,101 +250,26 @@ impl Archive {
             places,
             roots: reader.roots().to_vec(),
             bytes_left: Cell::new(len.saturating_mul(UNFOLD_MAX).saturating_add(1 << 30)),
-            names_left: NAMES_MAX,
         })
     }
 
     /// Stores what a root leads to.
-    pub(crate) fn store(&mut self, ingest: &Ingest, root: &Cid, now_ms: u64) -> io::Result<Stored> {
-        self.stored(ingest, root, now_ms, 0)
+    pub(crate) fn store(&self, ingest: &Ingest, root: &Cid, now_ms: u64) -> io::Result<Stored> {
+        let mut maker = IntoStore {
+            ingest,
+            now_ms,
+            archive: self,
+        };
+        dag::unfold(self, root, &mut maker)
     }
+}
 
-    fn stored(
-        &mut self,
-        ingest: &Ingest,
-        cid: &Cid,
-        now_ms: u64,
-        depth: usize,
-    ) -> io::Result<Stored> {
-        self.names_left = self.names_left.checked_sub(1).ok_or_else(unfolds)?;
-        if depth > TREE_DEPTH_MAX {
-            return Err(unfolds());
-        }
-        match self.node(cid)? {
-            Node::File(file) => {
-                if file.size > self.bytes_left.get() {
-                    return Err(unfolds());
-                }
-                let root = NodeLink {
-                    cid: *cid,
-                    size: file.size,
-                };
-                let mut reader = FileReader {
-                    archive: self,
-                    todo: vec![(root, 0)],
-                    current: Bytes::new(),
-                };
-                ingest.stream(&mut reader, now_ms)
-            }
-            Node::Symlink(target) => ingest.symlink(&target, now_ms),
-            Node::Folder(entries) => self.folder(ingest, entries, now_ms, depth),
-            Node::Shard { entries, parts } => {
-                let mut all = entries;
-                let mut todo: Vec<(Cid, usize)> = parts.into_iter().map(|part| (part, 0)).collect();
-                while let Some((part, below)) = todo.pop() {
-                    let Node::Shard { entries, parts } = self.node(&part)? else {
-                        return Err(malformed("a part of a folder is none"));
-                    };
-                    if below > FILE_DEPTH_MAX || all.len() + todo.len() > NAMES_MAX {
-                        return Err(unfolds());
-                    }
-                    all.extend(entries);
-                    todo.extend(parts.into_iter().map(|part| (part, below + 1)));
-                }
-                self.folder(ingest, all, now_ms, depth)
-            }
-        }
-    }
-
-    fn folder(
-        &mut self,
-        ingest: &Ingest,
-        mut entries: Vec<(Vec<u8>, Cid)>,
-        now_ms: u64,
-        depth: usize,
-    ) -> io::Result<Stored> {
-        entries.sort();
-        let mut children: Vec<(Vec<u8>, Stored)> = Vec::new();
-        for (name, cid) in entries {
-            if !tree::is_name(&name) {
-                return Err(malformed("a name in it is one that no folder can hold"));
-            }
-            if children.last().is_some_and(|(last, _)| *last == name) {
-                return Err(malformed("a folder in it has one name twice"));
-            }
-            let child = self.stored(ingest, &cid, now_ms, depth + 1)?;
-            children.push((name, child));
-        }
-        ingest.folder(children, 0o755, now_ms)
-    }
-
-    fn node(&self, cid: &Cid) -> io::Result<Node> {
-        let block = self.block(cid)?;
-        read_node(cid, &block).map_err(io::Error::other)
-    }
-
+impl Blocks for Archive {
     fn block(&self, cid: &Cid) -> io::Result<Bytes> {
-        // An identity CID is its own block.
-        let (version, _, hash, len) = cid.prefix();
-        if (version, hash) == (1, 0) {
-            let bytes = cid.to_bytes();
-            let from = bytes.len() - usize::try_from(len).unwrap_or(0).min(bytes.len());
-            return Ok(Bytes::from(bytes).slice(from..));
-        }
         let missing = || malformed(&format!("block {cid} is missing in it, or damaged"));
         let place = self.places.get(cid).ok_or_else(missing)?;
         let left = self.bytes_left.get().checked_sub(u64::from(place.len));
-        self.bytes_left.set(left.ok_or_else(unfolds)?);
+        self.bytes_left.set(left.ok_or(DagError::Unfolds)?);
         let bytes = read_at(&self.path, &self.file, *place).map_err(io::Error::other)?;
         // The file may have changed since.
         if car::verifies(cid, &bytes) {
@@ -361,47 +280,32 @@ impl Archive {
     }
 }
 
-fn unfolds() -> io::Error {
-    io::Error::other(ArchiveError::Unfolds)
-}
-
 fn malformed(what: &str) -> io::Error {
     io::Error::other(ArchiveError::Device(what.to_owned()))
 }
 
-/// The bytes of a file in an archive, in order.
-struct FileReader<'a> {
+/// Makes sealed objects of what an archive holds.
+struct IntoStore<'a> {
+    ingest: &'a Ingest,
+    now_ms: u64,
     archive: &'a Archive,
-    /// Parts to come, the next one last, and how deep each stands.
-    todo: Vec<(NodeLink, usize)>,
-    current: Bytes,
 }
 
-impl Read for FileReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            let Some((part, depth)) = self.todo.pop() else {
-                return Ok(0);
-            };
-            let Node::File(node) = self.archive.node(&part.cid)? else {
-                return Err(malformed("a part of a file is none"));
-            };
-            // Sizes add up in every node, so what is promised is what comes.
-            if node.size != part.size || depth > FILE_DEPTH_MAX {
-                return Err(malformed(
-                    "a part of a file is not as long as the part above says",
-                ));
-            }
-            self.current = node.data.into();
-            let parts = node.links.into_iter().rev();
-            // Parts of no bytes would make work without end.
-            let parts = parts.filter(|part| part.size > 0);
-            self.todo.extend(parts.map(|part| (part, depth + 1)));
+impl Maker for IntoStore<'_> {
+    type Made = Stored;
+
+    fn file(&mut self, _: &[Vec<u8>], size: u64, bytes: &mut dyn Read) -> io::Result<Stored> {
+        if size > self.archive.bytes_left.get() {
+            return Err(DagError::Unfolds.into());
         }
-        let len = self.current.len().min(buffer.len());
-        if let Some(room) = buffer.get_mut(..len) {
-            self.current.copy_to_slice(room);
-        }
-        Ok(len)
+        self.ingest.stream(bytes, self.now_ms)
+    }
+
+    fn symlink(&mut self, _: &[Vec<u8>], target: &[u8]) -> io::Result<Stored> {
+        self.ingest.symlink(target, self.now_ms)
+    }
+
+    fn folder(&mut self, _: &[Vec<u8>], children: Vec<(Vec<u8>, Stored)>) -> io::Result<Stored> {
+        self.ingest.folder(children, 0o755, self.now_ms)
     }
 }

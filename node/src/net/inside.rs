@@ -33,7 +33,7 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 use super::event::{GossipId, NetEvent, NetEvents, Outbox, OwnerGone, queue};
-use super::streams::{SendError, Shared, Streams, StreamsEvent};
+use super::streams::{SendError, Shared, Streams, StreamsEvent, Who};
 use super::{Channel, device_of, is_tcp, keypair_of, listen, peer_of};
 
 /// Longest gossip message; larger things are announced and fetched. Below gossipsub's 64 KiB, which count the envelope.
@@ -386,7 +386,7 @@ impl Inside {
         config: Config,
     ) -> Result<(InsideHandle, NetEvents), StartError> {
         let (outbox, events) = queue();
-        let streams = Streams::new(outbox.clone(), runtime::Handle::current());
+        let streams = Streams::new(outbox.clone(), runtime::Handle::current(), Who::Devices);
         let shared = streams.shared().clone();
         let topic = IdentTopic::new(
             blake3::Hash::from_bytes(blake3::derive_key(TOPIC_DOMAIN, &config.mesh.0))

@@ -59,6 +59,40 @@ const OPEN_WAIT: Duration = Duration::from_secs(10);
 const OPEN_REQUESTS_MAX: usize = 4;
 /// Time for which a device that broke the rules is not let in again.
 const REFUSAL: Duration = Duration::from_secs(60);
+/// Names remembered of those that are refused: strangers make new ones as they like.
+const REFUSED_MAX: usize = 4096;
+
+/// Who may have streams here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Devices, under their names: both channels, and connections that stay.
+    Devices,
+    /// Anybody, under a name of our own for each: Bitswap only, and connections that somebody else dialled end when nothing is said.
+    Anyone,
+}
+
+impl Who {
+    fn channels(self) -> &'static [Channel] {
+        match self {
+            Self::Devices => &Channel::ALL,
+            Self::Anyone => &[Channel::Bitswap],
+        }
+    }
+
+    /// What a peer is called here; `None` for one that may not be here.
+    pub(super) fn name(self, peer: &PeerId) -> Option<DeviceId> {
+        match self {
+            Self::Devices => device_of(peer),
+            Self::Anyone => Some(device_of(peer).unwrap_or_else(|| {
+                // Of another kind of key: no device is called so, since nobody has a key of which this is the public part.
+                DeviceId(blake3::derive_key(STRANGER_DOMAIN, &peer.to_bytes()))
+            })),
+        }
+    }
+}
+
+/// Domain of the hash that names peers whose keys are not Ed25519.
+const STRANGER_DOMAIN: &str = "kith outside peer 1";
 
 impl Channel {
     const ALL: [Self; 2] = [Self::Bitswap, Self::Sync];
@@ -102,6 +136,7 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub(super) struct Shared {
     peers: Mutex<BTreeMap<DeviceId, Arc<Peer>>>,
+    who: Who,
     outbox: Outbox,
     runtime: runtime::Handle,
     /// At most one for each incoming stream, and those are counted; else the owner's word.
@@ -118,6 +153,8 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Peer {
     device: DeviceId,
+    /// Its name in libp2p.
+    id: PeerId,
     /// Bytes its readers may hold. None until the owner has been told of the device, so that no message comes before.
     inbound: Arc<Semaphore>,
     /// Ends its pumps and readers, wherever they stand.
@@ -548,7 +585,7 @@ pub(super) struct Streams {
     pending: BTreeMap<ConnectionId, (Arc<Peer>, mpsc::Sender<OpenRequest>)>,
     actions: VecDeque<ToSwarm<StreamsEvent, Infallible>>,
     faults: mpsc::UnboundedReceiver<(DeviceId, Fault)>,
-    /// Who is not let in, and until when. Only allowed devices get here, so it is no longer than the allow-list.
+    /// Who is not let in, and until when.
     refused: BTreeMap<PeerId, Instant>,
 }
 
@@ -564,10 +601,11 @@ struct NotADevice;
 
 impl Streams {
     /// A behaviour whose events go to `outbox` and whose tasks run on `runtime`.
-    pub(super) fn new(outbox: Outbox, runtime: runtime::Handle) -> Self {
+    pub(super) fn new(outbox: Outbox, runtime: runtime::Handle, who: Who) -> Self {
         let (fault_sender, faults) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             peers: Mutex::default(),
+            who,
             outbox,
             runtime,
             faults: fault_sender,
@@ -591,7 +629,7 @@ impl Streams {
 
     /// Says at once that a device is gone, whatever its connections still do.
     pub(super) fn close(&mut self, peer: PeerId) {
-        let Some(device) = device_of(&peer) else {
+        let Some(device) = self.shared.who.name(&peer) else {
             return;
         };
         let known = locked(&self.shared.peers).remove(&device);
@@ -608,7 +646,8 @@ impl Streams {
 
     /// Forgets a connection that has ended, or answers no more: closing it may take as long as the transport likes.
     pub(super) fn lost(&mut self, peer: PeerId, id: ConnectionId) {
-        let known = device_of(&peer).and_then(|device| self.shared.peer(&device));
+        let device = self.shared.who.name(&peer);
+        let known = device.and_then(|device| self.shared.peer(&device));
         let Some(known) = known else { return };
         let last = {
             let mut state = locked(&known.state);
@@ -620,16 +659,23 @@ impl Streams {
         }
     }
 
-    fn admit(&mut self, id: ConnectionId, peer: PeerId) -> Result<Handler, ConnectionDenied> {
+    fn admit(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        dialled: bool,
+    ) -> Result<Handler, ConnectionDenied> {
         let now = Instant::now();
         self.refused.retain(|_, until| *until > now);
         if self.refused.contains_key(&peer) {
             return Err(ConnectionDenied::new(CutOff));
         }
-        let device = device_of(&peer).ok_or_else(|| ConnectionDenied::new(NotADevice))?;
+        let name = self.shared.who.name(&peer);
+        let device = name.ok_or_else(|| ConnectionDenied::new(NotADevice))?;
         let known = self.shared.peer(&device).unwrap_or_else(|| {
             Arc::new(Peer {
                 device,
+                id: peer,
                 inbound: Arc::new(Semaphore::new(0)),
                 ended: watch::Sender::new(false),
                 state: Mutex::default(),
@@ -640,6 +686,7 @@ impl Streams {
         Ok(Handler {
             shared: self.shared.clone(),
             peer: known,
+            stays: dialled || self.shared.who == Who::Devices,
             requests,
             slots: Arc::new(Semaphore::new(INBOUND_STREAMS_MAX)),
         })
@@ -675,7 +722,7 @@ impl NetworkBehaviour for Streams {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.admit(id, peer)
+        self.admit(id, peer, false)
     }
 
     fn handle_established_outbound_connection(
@@ -686,7 +733,7 @@ impl NetworkBehaviour for Streams {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.admit(id, peer)
+        self.admit(id, peer, true)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
@@ -731,15 +778,17 @@ impl NetworkBehaviour for Streams {
             let Poll::Ready(Some((device, fault))) = self.faults.poll_recv(cx) else {
                 return Poll::Pending;
             };
-            let Some(peer) = super::peer_of(&device) else {
+            // Several of its streams may have found fault with one device.
+            let Some(peer) = self.shared.peer(&device).map(|peer| peer.id) else {
                 continue;
             };
-            // Several of its streams may have found fault with one device.
-            if !self.shared.is_connected(&device) {
-                continue;
-            }
             debug!(peer = %device, ?fault, "device cut off");
             self.shared.counters.cut.fetch_add(1, Ordering::Relaxed);
+            if self.refused.len() >= REFUSED_MAX {
+                let first = self.refused.iter().min_by_key(|(_, until)| **until);
+                let first = first.map(|(peer, _)| *peer);
+                first.and_then(|first| self.refused.remove(&first));
+            }
             self.refused.insert(peer, Instant::now() + REFUSAL);
             self.close(peer);
         }
@@ -751,6 +800,7 @@ impl NetworkBehaviour for Streams {
 pub(super) struct Handler {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
+    stays: bool,
     requests: mpsc::Receiver<OpenRequest>,
     slots: Arc<Semaphore>,
 }
@@ -810,12 +860,12 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = oneshot::Sender<Result<Stream, OpenError>>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(Speaks(&Channel::ALL), ()).with_timeout(OPEN_WAIT)
+        SubstreamProtocol::new(Speaks(self.shared.who.channels()), ()).with_timeout(OPEN_WAIT)
     }
 
-    /// Devices of one mesh stay connected: only the allow-list, a fault or the network parts them.
+    /// Devices of one mesh stay connected: only the allow-list, a fault or the network parts them. So does whomever we dialled.
     fn connection_keep_alive(&self) -> bool {
-        true
+        self.stays
     }
 
     fn poll(

@@ -7,6 +7,7 @@ pub(super) mod failure;
 mod get;
 mod import;
 mod pins;
+mod public;
 mod put;
 mod tree;
 
@@ -60,6 +61,16 @@ impl Service for Node {
                     let end = length.map_or(u64::MAX, |length| offset.saturating_add(length));
                     self.cat(what, offset..end, wait, &tell).await
                 }
+                Request::GetPublic {
+                    cid,
+                    peers,
+                    dest,
+                    force,
+                } => self.get_public(&cid, &peers, dest, force, &tell).await,
+                Request::PutPublic { sources, profile } => {
+                    self.put_public(sources, &profile, &tell).await
+                }
+                Request::Published => self.list_published(&tell).await,
                 Request::Export {
                     what,
                     file,

@@ -460,6 +460,13 @@ impl Index for FjallIndex {
         Ok(self.packs_now().by_number.values().copied().collect())
     }
 
+    fn info(&self, pack: &PackId) -> io::Result<Option<PackInfo>> {
+        let packs = self.packs_now();
+        let number = packs.by_id.get(pack);
+        let known = number.and_then(|number| packs.by_number.get(number));
+        Ok(known.map(|(_, info)| *info))
+    }
+
     fn forget(&self, cid: &Cid, pack: &PackId) -> io::Result<()> {
         self.noting(self.try_remove(pack, &[*cid], false))
     }

@@ -57,6 +57,12 @@ pub trait Index: Send + Sync {
     /// As [`Index::locations`].
     fn packs(&self) -> io::Result<Vec<(PackId, PackInfo)>>;
 
+    /// What is known of a pack that was taken up.
+    ///
+    /// # Errors
+    /// As [`Index::locations`].
+    fn info(&self, pack: &PackId) -> io::Result<Option<PackInfo>>;
+
     /// Drops one place of a block.
     ///
     /// # Errors
@@ -88,6 +94,9 @@ impl<I: Index + ?Sized> Index for Arc<I> {
     }
     fn packs(&self) -> io::Result<Vec<(PackId, PackInfo)>> {
         (**self).packs()
+    }
+    fn info(&self, pack: &PackId) -> io::Result<Option<PackInfo>> {
+        (**self).info(pack)
     }
     fn forget(&self, cid: &Cid, pack: &PackId) -> io::Result<()> {
         (**self).forget(cid, pack)
@@ -155,6 +164,10 @@ impl Index for MemIndex {
             .iter()
             .map(|(pack, info)| (*pack, *info))
             .collect())
+    }
+
+    fn info(&self, pack: &PackId) -> io::Result<Option<PackInfo>> {
+        Ok(lock(&self.inner).packs.get(pack).copied())
     }
 
     fn forget(&self, cid: &Cid, pack: &PackId) -> io::Result<()> {

@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use super::super::Node;
 use super::failure::archive_failure;
 use super::get::item_at;
+use super::public::profile_named;
 use super::{CancelOnDrop, PROGRESS_EVERY, told};
 use crate::backup::public::PublicWriter;
 use crate::backup::{ArchiveError, Plan, Planner, Seen, write_backup};
@@ -65,10 +66,7 @@ impl Node {
         match &how.public {
             None => self.export_backup(what, file, how, tell).await,
             Some(name) => {
-                let profile = unixfs::Profile::named(name).ok_or_else(|| {
-                    Failure::new(FailureKind::Usage, format!("use the profile {name}"))
-                        .hint("known are unixfs-v1-2025 and unixfs-v0-2015")
-                })?;
+                let profile = profile_named(name)?;
                 self.export_public(what, file, how, profile, tell).await
             }
         }

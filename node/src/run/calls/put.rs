@@ -316,7 +316,7 @@ fn contents_of(folders: &[Name]) -> Result<Vec<Name>, Failure> {
     Ok(sources)
 }
 
-fn progress_event(progress: &Progress) -> Event {
+pub(super) fn progress_event(progress: &Progress) -> Event {
     let total = progress.total.load(Ordering::Relaxed);
     Event::Progress {
         bytes: progress.bytes.load(Ordering::Relaxed),

@@ -60,6 +60,10 @@ impl Node {
                     device: self.identity.keys.id(),
                     addrs: held(&self.door).clone(),
                     inside: inside.unwrap_or_default(),
+                    public: held(&self.outside)
+                        .as_ref()
+                        .map(|outside| outside.addrs())
+                        .unwrap_or_default(),
                 };
                 if !self.asker.is_online() || ready.inside.is_empty() {
                     return Some(
@@ -68,7 +72,7 @@ impl Node {
                     );
                 }
                 let write = move |home: &Home| {
-                    Ports::of(&ready).write(home);
+                    Ports::of(&ready, (0, 0)).write(home);
                     Ok(())
                 };
                 Some(self.rewrite(write, "written again from memory").await)

@@ -4,12 +4,13 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::{Store, StoreError, closed_name};
+use super::{Keep, Store, StoreError, closed_name};
 use crate::disk::{Disk, lock, read_around};
 use crate::id::{Cid, PackId};
 use crate::index::{Index, Location, PackInfo};
 use crate::pack::{
-    self, BlockAt, HEADER_BYTES, Header, PACK_BYTES_MAX, Pack, PackError, TRAILER_BYTES, Trailer,
+    self, BlockAt, Class, HEADER_BYTES, Header, PACK_BYTES_MAX, Pack, PackError, TRAILER_BYTES,
+    Trailer,
 };
 
 /// What reading one copy of a block gave.
@@ -32,6 +33,43 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// [`StoreError::Index`].
     pub fn has(&self, cid: &Cid) -> Result<bool, StoreError> {
         Ok(self.size(cid)?.is_some())
+    }
+
+    /// Whether anybody may have a block: it lies in a kept pack of class `public`, where only what was meant for anybody is put.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    ///
+    /// Spec: `protocol/spec/outside.md`, "What is served".
+    pub fn is_public(&self, cid: &Cid) -> Result<bool, StoreError> {
+        let held = self.held().get(cid).cloned();
+        if let Some(held) = held {
+            let writer = lock(&self.writer);
+            let open = writer.open.values();
+            let open = open.map(|open| (&open.file, open.writer.header().class));
+            let sealed = writer.sealed.iter();
+            let sealed = sealed.map(|pack| (&pack.file, pack.writer.header().class));
+            let mut files = open.chain(sealed);
+            if held.file.keep == Keep::Kept
+                && files.any(|(file, class)| {
+                    class == Class::Public && std::sync::Arc::ptr_eq(file, &held.file)
+                })
+            {
+                return Ok(true);
+            }
+        }
+        let failed = |source| StoreError::Index { source };
+        // Before the index is asked: a pack that goes meanwhile would count as kept.
+        let cached = self.cached();
+        for place in self.index.locations(cid).map_err(failed)? {
+            let info = self.index.info(&place.pack).map_err(failed)?;
+            if info.is_some_and(|info| info.class == Class::Public)
+                && cached.keep_of(&place.pack) == Keep::Kept
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The length of a block, if it is here.

@@ -566,6 +566,9 @@ impl Index for Gated {
     fn packs(&self) -> std::io::Result<Vec<(PackId, PackInfo)>> {
         self.index.packs()
     }
+    fn info(&self, pack: &PackId) -> std::io::Result<Option<PackInfo>> {
+        self.index.info(pack)
+    }
     fn forget(&self, cid: &Cid, pack: &PackId) -> std::io::Result<()> {
         self.index.forget(cid, pack)
     }

@@ -230,6 +230,9 @@ impl Index for Watched {
     fn packs(&self) -> std::io::Result<Vec<(PackId, crate::index::PackInfo)>> {
         self.inner.packs()
     }
+    fn info(&self, pack: &PackId) -> std::io::Result<Option<crate::index::PackInfo>> {
+        self.inner.info(pack)
+    }
     fn forget(&self, cid: &Cid, pack: &PackId) -> std::io::Result<()> {
         self.inner.forget(cid, pack)
     }

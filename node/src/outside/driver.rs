@@ -1,0 +1,279 @@
+//! Runs an exchange of its own with whoever is outside: what it asks for is had from anybody, and it serves what anybody may have.
+//!
+//! Spec: `protocol/spec/outside.md`, "What is served".
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as blocking;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kith_object::id::{Cid, DeviceId};
+use kith_protocol::exchange::{Effect, Exchange, Input, Loaded};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use crate::config::now;
+use crate::net::outside::{self, OutsideHandle};
+use crate::net::{Multiaddr, NetEvent, NetEvents, StartError};
+use crate::source::Arrival;
+use crate::store::DiskStore;
+
+/// Loads that may wait for the reader; the exchange has at most 128 under way.
+const LOADS_MAX: usize = 256;
+
+/// The exchange with whoever is outside, and its swarm.
+pub(crate) struct Outside {
+    asks: mpsc::UnboundedSender<Ask>,
+    net: OutsideHandle,
+    requests: AtomicU64,
+    listening: Arc<Mutex<Vec<Multiaddr>>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Ask {
+    Input(Input),
+    Fetch {
+        request: u64,
+        cids: Vec<Cid>,
+        to: blocking::Sender<Arrival>,
+    },
+    Cancel(u64),
+    Stop,
+}
+
+impl Outside {
+    /// Starts it under that key, listening on those addresses, if any. Without a store it serves nothing.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(crate) fn start(
+        seed: Zeroizing<[u8; 32]>,
+        addrs: &[Multiaddr],
+        store: Option<Arc<DiskStore>>,
+    ) -> Result<Arc<Self>, StartError> {
+        let (net, events) = outside::start(seed, addrs)?;
+        let (asks, queue) = mpsc::unbounded_channel();
+        let listening = Arc::new(Mutex::new(Vec::new()));
+        let (to_reader, loads) = blocking::sync_channel(LOADS_MAX);
+        let answers = asks.clone();
+        std::thread::spawn(move || read(store.as_deref(), &loads, &answers));
+        let driver = Driver {
+            exchange: Exchange::new(),
+            net: net.clone(),
+            fetches: BTreeMap::new(),
+            to_reader,
+            listening: listening.clone(),
+        };
+        let task = tokio::spawn(driver.run(queue, events));
+        Ok(Arc::new(Self {
+            asks,
+            net,
+            requests: AtomicU64::new(1),
+            listening,
+            task: Mutex::new(Some(task)),
+        }))
+    }
+
+    /// Connects to whoever is there.
+    pub(crate) async fn dial(&self, addr: Multiaddr) -> Result<DeviceId, String> {
+        self.net.dial(addr).await
+    }
+
+    /// Where it can be reached, with the name it has there.
+    pub(crate) fn addrs(&self) -> Vec<String> {
+        let listening = self
+            .listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let name = self.net.name();
+        listening
+            .iter()
+            .map(|addr| format!("{addr}/p2p/{name}"))
+            .collect()
+    }
+
+    /// A number for fetches that belong together.
+    pub(crate) fn request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Asks for blocks; what comes of it is told to `to` until the request is cancelled.
+    pub(crate) fn fetch(&self, request: u64, cids: Vec<Cid>, to: blocking::Sender<Arrival>) {
+        let _ = self.asks.send(Ask::Fetch { request, cids, to });
+    }
+
+    pub(crate) fn cancel(&self, request: u64) {
+        let _ = self.asks.send(Ask::Cancel(request));
+    }
+
+    /// Says that these are in the store now: whoever waits for them outside gets them.
+    pub(crate) fn stored(&self, cids: Vec<Cid>) {
+        let _ = self.asks.send(Ask::Input(Input::Stored(cids)));
+    }
+
+    /// Ends it, and waits until its connections are closed.
+    pub(crate) async fn stop(&self) {
+        let _ = self.asks.send(Ask::Stop);
+        let task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+struct Driver {
+    exchange: Exchange,
+    net: OutsideHandle,
+    fetches: BTreeMap<u64, blocking::Sender<Arrival>>,
+    to_reader: blocking::SyncSender<(DeviceId, Cid, bool)>,
+    listening: Arc<Mutex<Vec<Multiaddr>>>,
+}
+
+impl Driver {
+    async fn run(mut self, mut asks: mpsc::UnboundedReceiver<Ask>, mut events: NetEvents) {
+        loop {
+            let wakeup = self.exchange.next_wakeup();
+            let pause = wakeup.map(|at| Duration::from_millis(at.since(now()).as_ms()));
+            tokio::select! {
+                ask = asks.recv() => match ask {
+                    Some(Ask::Input(input)) => self.exchange.handle(now(), input),
+                    Some(Ask::Fetch { request, cids, to }) => {
+                        self.fetches.insert(request, to);
+                        self.exchange.handle(now(), Input::Want { request, cids });
+                    }
+                    Some(Ask::Cancel(request)) => {
+                        self.fetches.remove(&request);
+                        self.exchange.handle(now(), Input::Cancel { request });
+                    }
+                    Some(Ask::Stop) | None => break,
+                },
+                event = events.recv() => match event {
+                    Some(event) => self.happened(event),
+                    None => break,
+                },
+                () = tokio::time::sleep(pause.unwrap_or(Duration::from_secs(3600))) => {
+                    self.exchange.handle(now(), Input::Wake);
+                }
+            }
+            self.perform();
+        }
+        // A swarm that waits for room among the events would not hear that it is to stop.
+        drop(events);
+        self.net.shutdown().await;
+    }
+
+    fn happened(&mut self, event: NetEvent) {
+        let input = match event {
+            NetEvent::Listening(addr) => {
+                let mut listening = self
+                    .listening
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                listening.push(addr);
+                return;
+            }
+            NetEvent::NotListening(addr) => {
+                let mut listening = self
+                    .listening
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                listening.retain(|known| *known != addr);
+                return;
+            }
+            NetEvent::Connected(peer) => Input::PeerUp(peer),
+            NetEvent::Disconnected(peer) => Input::PeerDown(peer),
+            NetEvent::Received { peer, bytes, .. } => Input::Message { peer, bytes },
+            NetEvent::Sent { peer, len, .. } | NetEvent::Unsent { peer, len, .. } => {
+                Input::Flushed { peer, len }
+            }
+            _ => return,
+        };
+        self.exchange.handle(now(), input);
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.exchange.poll_effect() {
+            match effect {
+                Effect::Send { peer, message } => {
+                    let len = message.len_bytes();
+                    if let Err(refused) = self.net.send(peer, message) {
+                        tracing::debug!(%peer, %refused, "message not taken");
+                        // As lost as on a broken connection: it is asked for again.
+                        self.exchange.handle(now(), Input::Flushed { peer, len });
+                    }
+                }
+                Effect::Load { peer, cid, block } => {
+                    // There is always room, by the exchange's own limit; without a reader nothing is found.
+                    if self.to_reader.try_send((peer, cid, block)).is_err() {
+                        let found = None;
+                        self.exchange
+                            .handle(now(), Input::Loaded { peer, cid, found });
+                    }
+                }
+                Effect::Got {
+                    requests,
+                    cid,
+                    block,
+                    from,
+                } => self.tell(&requests, |_| Arrival::Block {
+                    cid,
+                    block: block.clone(),
+                    from,
+                }),
+                Effect::Held { requests, cid } => self.tell(&requests, |_| Arrival::Held { cid }),
+                Effect::Unavailable { request, cid } | Effect::Refused { request, cid, .. } => {
+                    self.tell(&[request], |_| Arrival::Unavailable { cid });
+                }
+                Effect::Sought { request, cid } => {
+                    self.tell(&[request], |_| Arrival::Sought { cid });
+                }
+                Effect::Disconnect { peer, reason } => {
+                    tracing::debug!(%peer, %reason, "connection cut");
+                    self.net.disconnect(peer);
+                }
+            }
+        }
+    }
+
+    fn tell(&self, requests: &[u64], arrival: impl Fn(u64) -> Arrival) {
+        for request in requests {
+            if let Some(to) = self.fetches.get(request) {
+                let _ = to.send(arrival(*request));
+            }
+        }
+    }
+}
+
+/// The reading thread: of all that is in the store, only what anybody may have.
+fn read(
+    store: Option<&DiskStore>,
+    queue: &blocking::Receiver<(DeviceId, Cid, bool)>,
+    answers: &mpsc::UnboundedSender<Ask>,
+) {
+    while let Ok((peer, cid, block)) = queue.recv() {
+        let found = store.and_then(|store| {
+            let looked = match store.is_public(&cid) {
+                Ok(true) if block => store.get(&cid).map(|found| found.map(Loaded::Block)),
+                Ok(true) => store.size(&cid).map(|found| found.map(Loaded::Size)),
+                Ok(false) => Ok(None),
+                Err(error) => Err(error),
+            };
+            looked.unwrap_or_else(|error| {
+                tracing::warn!(%error, "public block cannot be read");
+                None
+            })
+        });
+        if answers
+            .send(Ask::Input(Input::Loaded { peer, cid, found }))
+            .is_err()
+        {
+            return;
+        }
+    }
+}
