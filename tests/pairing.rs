@@ -43,7 +43,10 @@ fn ticket_lets_one_device_in_once() {
     let (mut first, _) = place.first("first");
     let mesh = first.status()["mesh"].clone();
     let ready = first.up();
-    assert_eq!(keys(&ready), ["addrs", "device", "event", "inside"]);
+    assert_eq!(
+        keys(&ready),
+        ["addrs", "device", "event", "inside", "public"]
+    );
     assert_eq!(ready["event"], "ready");
     assert!(!ready["addrs"].as_array().unwrap().is_empty());
 

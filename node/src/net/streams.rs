@@ -43,6 +43,9 @@ use super::{Channel, device_of, is_tcp};
 const INBOUND_STREAMS_MAX: usize = 64;
 /// Bytes of unfinished messages a device may have us hold: two of the largest, so that one is read while the other waits for the owner.
 const INBOUND_BYTES_MAX: usize = 2 * MESSAGE_BYTES_MAX;
+/// Bytes of unfinished messages that strangers may have us hold, all together, and each of them: one of the largest.
+const STRANGERS_BYTES_MAX: usize = 32 << 20;
+const STRANGER_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
 /// Bytes of buffers kept for messages to come, of all devices together: those of a few dozen blocks.
 const READ_IDLE_BYTES_MAX: usize = 8 << 20;
 /// Silence inside a message after which the sender is cut off.
@@ -137,6 +140,8 @@ pub(super) struct Counters {
 pub(super) struct Shared {
     peers: Mutex<BTreeMap<DeviceId, Arc<Peer>>>,
     who: Who,
+    /// Bytes that the readers of strangers may hold together.
+    strangers: Semaphore,
     outbox: Outbox,
     runtime: runtime::Handle,
     /// At most one for each incoming stream, and those are counted; else the owner's word.
@@ -528,6 +533,16 @@ async fn read_messages(
         // Before the buffer exists: this device's share of memory.
         let count = u32::try_from(len).expect("checked against MESSAGE_BYTES_MAX");
         let _share = peer.inbound.acquire_many(count).await.map_err(|_| None)?;
+        let _of_all = match shared.who {
+            Who::Devices => None,
+            Who::Anyone => Some(
+                shared
+                    .strangers
+                    .acquire_many(count)
+                    .await
+                    .map_err(|_| None)?,
+            ),
+        };
         let mut buffer = shared.buffers.lend(len);
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..)
@@ -555,9 +570,9 @@ async fn read_messages(
     }
 }
 
-/// A device that has come, of which the owner is still to be told.
+/// A device that has come, of which the owner is still to be told, and how many bytes its readers may hold then.
 #[derive(Debug)]
-pub(super) struct Newcomer(Arc<Peer>);
+pub(super) struct Newcomer(Arc<Peer>, usize);
 
 impl Newcomer {
     pub(super) fn device(&self) -> DeviceId {
@@ -566,7 +581,7 @@ impl Newcomer {
 
     /// Lets its messages through, once the owner knows of it.
     pub(super) fn announced(self) {
-        self.0.inbound.add_permits(INBOUND_BYTES_MAX);
+        self.0.inbound.add_permits(self.1);
     }
 }
 
@@ -606,6 +621,7 @@ impl Streams {
         let shared = Arc::new(Shared {
             peers: Mutex::default(),
             who,
+            strangers: Semaphore::new(STRANGERS_BYTES_MAX),
             outbox,
             runtime,
             faults: fault_sender,
@@ -703,10 +719,13 @@ impl Streams {
         });
         let known = locked(&self.shared.peers).insert(peer.device, peer.clone());
         if known.is_none() {
+            let share = match self.shared.who {
+                Who::Devices => INBOUND_BYTES_MAX,
+                Who::Anyone => STRANGER_BYTES_MAX,
+            };
+            let newcomer = Newcomer(peer, share);
             self.actions
-                .push_back(ToSwarm::GenerateEvent(StreamsEvent::Connected(Newcomer(
-                    peer,
-                ))));
+                .push_back(ToSwarm::GenerateEvent(StreamsEvent::Connected(newcomer)));
         }
     }
 }

@@ -127,6 +127,13 @@ impl Outside {
     }
 }
 
+impl Drop for Outside {
+    /// Whoever started it may be gone before it could wait for the end.
+    fn drop(&mut self) {
+        let _ = self.asks.send(Ask::Stop);
+    }
+}
+
 struct Driver {
     exchange: Exchange,
     net: OutsideHandle,
@@ -250,13 +257,19 @@ impl Driver {
     }
 }
 
-/// The reading thread: of all that is in the store, only what anybody may have.
+/// The multihash code of SHA2-256, which names all that is public: sealed blocks go by BLAKE3.
+const SHA2_256: u64 = 0x12;
+
+/// The reading thread: of all that is in the store, only what anybody may have. For a sealed block nothing is looked up, so that not even the time it takes tells
+/// whether it is here.
 fn read(
     store: Option<&DiskStore>,
     queue: &blocking::Receiver<(DeviceId, Cid, bool)>,
     answers: &mpsc::UnboundedSender<Ask>,
 ) {
     while let Ok((peer, cid, block)) = queue.recv() {
+        let (_, _, hash, _) = cid.prefix();
+        let store = store.filter(|_| hash == SHA2_256);
         let found = store.and_then(|store| {
             let looked = match store.is_public(&cid) {
                 Ok(true) if block => store.get(&cid).map(|found| found.map(Loaded::Block)),
