@@ -1975,12 +1975,39 @@ def check_backup(vector):
         expect((link or b"").hex(), vector["link"], "link")
 
 
+# --- record.md ------------------------------------------------------------------------------------------------------------------------------
+
+def check_record(vector):
+    if vector["kind"] == "key":
+        expect(derive("kith dht key 1", bytes.fromhex(vector["blinding"]) + bytes.fromhex(vector["subject"])).hex(), vector["key"], "key")
+        return
+    record = bytes.fromhex(vector["record"])
+    refuse_if(not 64 < len(record) <= 4202, "malformed")
+    said, signature = record[:-64], record[-64:]
+    reader = Reader(said, "malformed")
+    refuse_if(reader.take(1) != b"\1", "unknown version")
+    device, _, count = reader.take(32), reader.take(8), reader.number(1)
+    refuse_if(not 1 <= count <= 16, "malformed")
+    addresses = []
+    for _ in range(count):
+        length = reader.number(1)
+        refuse_if(length == 0, "malformed")
+        try:
+            addresses.append(reader.take(length).decode())
+        except UnicodeDecodeError:
+            refuse_if(True, "malformed")
+    refuse_if(reader.left(), "malformed")
+    refuse_if(not signature_counts(device, "kith address 1", said, signature), "not signed by its device")
+    expect(device.hex(), vector["device"], "device")
+    expect(addresses, vector["addresses"], "addresses")
+
+
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------
 
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
           "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
-          "car": check_car, "backup": check_backup}
+          "car": check_car, "backup": check_backup, "record": check_record}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

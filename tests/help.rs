@@ -74,7 +74,9 @@ fn every_argument_says_what_it_is() {
         let lines: Vec<&str> = text.lines().collect();
         for (place, line) in lines.iter().enumerate() {
             let typed = line.trim_start();
-            let is_argument = line.starts_with("  ")
+            // What stands further in explains the one above.
+            let indent = line.len() - typed.len();
+            let is_argument = (2..=8).contains(&indent)
                 && (typed.starts_with('-') || typed.starts_with('<') || typed.starts_with('['));
             let explained = typed.contains("  ")
                 || lines

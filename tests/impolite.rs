@@ -37,10 +37,10 @@ fn removed_device_with_its_own_client_is_told_nothing() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let seed = Zeroizing::new(*identity.keys.sign_key().seed().expose());
-        let config = Config {
-            listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-            mesh: identity.space,
-        };
+        let config = Config::new(
+            identity.space,
+            vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
+        );
         let (inside, mut events) = Inside::start(seed, config).unwrap();
         inside.allow(BTreeSet::from([first_id]));
         for _ in 0..5 {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use kith_tests::{Kith, Place, Ran, assert_snapshot, noise, repository};
+use kith_tests::{Kith, Place, Ran, assert_snapshot, noise, repository, wait_until};
 use serde_json::Value;
 
 /// Event, key (with `.` and `[]` for what is inside), types seen.
@@ -108,7 +108,13 @@ fn seen() -> Shapes {
     keep(&first.ok(["unpin", &odd]));
     keep(&first.ok(["unpin", "/lake.jpg"]));
     keep(&first.ok(["put", "--public", file.to_str().unwrap()]));
-    keep(&first.ok(["published"]));
+    let published = first.ok(["published"]);
+    keep(&published);
+    let root = published.event("published")["cid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    keep(&first.ok(["unpublish", &root]));
     keep(&first.ok(["retention"]));
     // What a refused put leaves behind is garbage, which waits for the second device.
     let litter = place.write("litter", noise(77, 400_000));
@@ -116,6 +122,14 @@ fn seen() -> Shapes {
     keep(&first.ok(["gc", "--dry-run"]));
     keep(&first.ok(["gc"]));
     keep(&second.ok(["devices"]));
+    // Once all that there is to tell is known.
+    keep(&wait_until("a round trip is measured", || {
+        let told = second.ok(["doctor"]);
+        let peer = told.values().pop()?;
+        peer["links"][0]["round_trip_us"]
+            .is_number()
+            .then_some(told)
+    }));
     for device in [&first, &second] {
         keep(&device.ok(["status"]));
     }
@@ -125,6 +139,8 @@ fn seen() -> Shapes {
     first.kill();
     keep(&first.ok(["status"]));
     keep(&first.ok(["sim", "run", "--seed", "1"]));
+    keep(&first.ok(["sim", "list"]));
+    keep(&first.ok(["sim", "swarm", "--seed", "1", "--runs", "2"]));
     keep(&first.ok(["store", "rebuild"]));
     // In all of them, since a block may lie in a pack on its way out and in another.
     for pack in kith_tests::files_below(&first.home().join("packs")) {

@@ -15,6 +15,7 @@ use kith_tests::repository;
 const PURE: &[&str] = &[
     "automerge",
     "bip39",
+    "bao-tree",
     "blake3",
     "bs58",
     "bytes",
@@ -37,6 +38,7 @@ const PURE: &[&str] = &[
     "sha3",
     "subtle",
     "thiserror",
+    "toml",
     "tracing",
     "x25519-dalek",
     "zeroize",

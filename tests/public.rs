@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kith_tests::{Kith, Place, Ran, noise, number, text};
+use kith_tests::{Kith, Place, Ran, files_below, noise, number, text};
 use serde_json::Value;
 
 const UP: [&str; 3] = ["--listen", "127.0.0.1", "--public"];
@@ -175,6 +175,125 @@ fn what_is_private_or_only_passed_through_is_not_served() {
     let both = [addr(&other_ready, "/quic-v1"), there];
     fetch(&third, &cid, &[&both[0], &both[1]], &place.file("some")).expect_code(0);
     assert!(fs::read(place.file("some")).unwrap() == noise(9, 300_000));
+}
+
+fn pack_bytes(device: &Kith) -> u64 {
+    let packs = files_below(&device.home().join("packs"));
+    let bytes = packs.iter().map(|file| fs::metadata(file).unwrap().len());
+    bytes.sum()
+}
+
+/// Fetches into a new file by a device of a mesh of its own, which has nothing of it yet.
+fn fetch_anew(place: &Place, name: &str, cid: &str, peer: &str) -> Ran {
+    let (device, _) = place.first(name);
+    fetch(&device, cid, &[peer], &place.file(format!("{name}-out")))
+}
+
+#[test]
+fn what_is_taken_back_is_served_no_more_and_its_room_comes_back() {
+    let place = place();
+    let (mut first, _) = place.first("first");
+    let ready = first.up_with(&UP);
+    let there = addr(&ready, "/tcp/");
+    // Two folders that share a file, and each has one of its own.
+    let (shared, one, two) = (noise(1, 1_500_000), noise(2, 3_000_000), noise(3, 900_000));
+    for (path, bytes) in [
+        ("one/shared", &shared),
+        ("one/own", &one),
+        ("two/shared", &shared),
+        ("two/own", &two),
+    ] {
+        place.write(path, bytes);
+    }
+    // The older profile has leaves that only reading tells from nodes.
+    let cid_of = |device: &Kith, path: &str, profile: &str| {
+        text(&publish(device, &place.file(path), profile), "cid").to_owned()
+    };
+    let gone = [
+        cid_of(&first, "one", "unixfs-v0-2015"),
+        cid_of(&first, "one", "unixfs-v1-2025"),
+    ];
+    let stays = cid_of(&first, "two", "unixfs-v1-2025");
+    let own = cid_of(&first, "one/own", "unixfs-v1-2025");
+    let shared_cid = cid_of(&first, "one/shared", "unixfs-v1-2025");
+    let private = place.write("private", noise(7, 500_000));
+    first.put(&private, "/private");
+    fetch_anew(&place, "before", &gone[0], &there).expect_code(0);
+
+    // All or nothing.
+    let unknown = first.run(["unpublish", &gone[0], "bafkqaaa"]);
+    assert_eq!(unknown.failure_kind(), "not-found", "{}", unknown.failure());
+    assert_eq!(first.ok(["published"]).values().len(), 5);
+    let wrong = first.run(["unpublish", "no-cid"]);
+    assert_eq!(wrong.failure_kind(), "usage", "{}", wrong.failure());
+
+    let taken = first.ok(["unpublish", &gone[0], &gone[1], &own, &shared_cid]);
+    let taken: Vec<String> = taken
+        .values()
+        .iter()
+        .map(|event| text(event, "cid").to_owned())
+        .collect();
+    let wanted = [&gone[0], &gone[1], &own, &shared_cid];
+    assert!(taken.iter().eq(wanted), "{taken:?}");
+    assert_eq!(first.ok(["published"]).values().len(), 1);
+    // It lies there still, and is served to nobody, across a restart too.
+    let before = pack_bytes(&first);
+    for round in ["at-once", "restarted"] {
+        for (at, cid) in gone.iter().chain([&own]).enumerate() {
+            let ran = fetch_anew(&place, &format!("{round}-{at}"), cid, &there);
+            assert_eq!(ran.failure_kind(), "unreachable", "{}", ran.failure());
+        }
+        // What is part of something else that is public is.
+        fetch_anew(&place, &format!("{round}-shared"), &shared_cid, &there).expect_code(0);
+        let whole = format!("{round}-whole");
+        fetch_anew(&place, &whole, &stays, &there).expect_code(0);
+        let out = place.file(format!("{whole}-out"));
+        assert!(fs::read(out.join("own")).unwrap() == two);
+        first.stop();
+        first.up_with(&UP);
+    }
+    // What is put meanwhile is served, be it new or taken back before.
+    let again = cid_of(&first, "one/own", "unixfs-v1-2025");
+    assert_eq!(again, own);
+    fetch_anew(&place, "again", &own, &there).expect_code(0);
+    first.ok(["unpublish", &own]);
+
+    let done = first.ok(["gc"]).event("collected");
+    assert!(number(&done, "dropped") > 0, "{done}");
+    let left = pack_bytes(&first);
+    assert!(before > 8_500_000 && left < 3_500_000, "{before} {left}");
+    fetch_anew(&place, "collected", &stays, &there).expect_code(0);
+    fetch_anew(&place, "collected-shared", &shared_cid, &there).expect_code(0);
+    let ran = fetch_anew(&place, "collected-gone", &gone[0], &there);
+    assert_eq!(ran.failure_kind(), "unreachable", "{}", ran.failure());
+    // Nothing is left of it, so a later put is told of as it is stored.
+    let again = cid_of(&first, "one", "unixfs-v0-2015");
+    assert_eq!(again, gone[0]);
+    fetch_anew(&place, "later", &again, &there).expect_code(0);
+    assert_eq!(first.cat("/private"), noise(7, 500_000));
+    first.ok(["verify"]);
+    let done = first.ok(["gc"]).event("collected");
+    assert_eq!(number(&done, "dropped"), 0, "{done}");
+
+    // Without the list it is not known what is garbage, and with a damaged one not what may be served.
+    first.stop();
+    let list = first.home().join("published");
+    let bytes = fs::read(&list).unwrap();
+    let mut damaged = bytes.clone();
+    damaged[40] ^= 1;
+    fs::write(&list, &damaged).unwrap();
+    first.up_with(&UP);
+    let ran = fetch_anew(&place, "damaged", &stays, &there);
+    assert_eq!(ran.failure_kind(), "unreachable", "{}", ran.failure());
+    let held = pack_bytes(&first);
+    first.ok(["gc"]);
+    assert_eq!(pack_bytes(&first), held);
+    first.fails(1, ["verify"]);
+    first.stop();
+    fs::remove_file(&list).unwrap();
+    first.up_with(&UP);
+    first.ok(["gc"]);
+    fetch_anew(&place, "no-list", &stays, &there).expect_code(0);
 }
 
 #[test]

@@ -27,6 +27,26 @@ fn flip(file: &Path, at: usize) {
 }
 
 #[test]
+fn what_stays_free_is_kept_and_said() {
+    let place = place();
+    let (mut device, _) = place.first("first");
+    let small = place.write("small", noise(1, 100_000));
+    device.up_with(&["--keep-free", "5M"]);
+    device.put(&small, "/small");
+    device.stop();
+    assert_eq!(number(&device.status(), "floor_bytes"), 5 << 20);
+    // No disk has that much.
+    device.up_with(&["--keep-free", "1048576T"]);
+    assert_eq!(number(&device.status(), "floor_bytes"), 1 << 60);
+    let other = place.write("other", noise(2, 100_000));
+    let refused = device.fails(1, ["put", other.to_str().unwrap()]).failure();
+    assert_eq!(text(&refused, "kind"), "full");
+    let told = refused.to_string();
+    assert!(told.contains("kith up --keep-free"), "{told}");
+    assert_eq!(device.cat("/small"), noise(1, 100_000));
+}
+
+#[test]
 fn quota_is_kept_and_said() {
     let place = place();
     let (mut device, _) = place.first("first");

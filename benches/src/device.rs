@@ -211,6 +211,7 @@ pub fn transfer(program: &Path, folder: &Path, len: usize) -> io::Result<Transfe
     let (put_took, put_cpu) = (began.elapsed(), first.cpu()? - cpu);
     let cid = put["cid"].as_str().unwrap_or_default().to_owned();
     let got = folder.join("got");
+    crate::warm(folder, 3 * len as u64)?;
     let (began, cpu) = (Instant::now(), first.cpu()? + second.cpu()?);
     second.run(&["get", &cid, "--wait", "--output", &got.to_string_lossy()])?;
     let (get_took, get_cpu) = (began.elapsed(), first.cpu()? + second.cpu()? - cpu);

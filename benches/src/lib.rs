@@ -4,6 +4,7 @@
 
 pub mod burst;
 pub mod device;
+pub mod exchange;
 pub mod gc;
 pub mod kernels;
 pub mod kubo;
@@ -76,6 +77,23 @@ pub fn load_average() -> String {
         .next()
         .unwrap_or("unknown")
         .to_owned()
+}
+
+/// Has so many bytes of the disk that `folder` is on taken into memory and freed again, just before something is measured there.
+///
+/// Where the host of a virtual machine takes back what is not used, the first one to use a page pays for it, several times what it costs to use it again: who comes first in a
+/// round would look slower than who comes next.
+///
+/// # Errors
+/// If there is no room for it.
+pub fn warm(folder: &std::path::Path, bytes: u64) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = tempfile::tempfile_in(folder)?;
+    let some = vec![1; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        file.write_all(&some)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

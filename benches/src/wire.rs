@@ -13,10 +13,7 @@ use crate::Measured;
 const MESSAGE_BYTES: usize = 256 << 10;
 
 async fn start(seed: u8, listen: &str) -> (InsideHandle, NetEvents) {
-    let config = Config {
-        listen: vec![listen.parse().expect("an address")],
-        mesh: SpaceId([9; 32]),
-    };
+    let config = Config::new(SpaceId([9; 32]), vec![listen.parse().expect("an address")]);
     Inside::start(zeroize::Zeroizing::new([seed; 32]), config).expect("loopback can be listened on")
 }
 

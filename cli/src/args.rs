@@ -73,11 +73,16 @@ pub(crate) enum Command {
     Pins,
     /// List what was put for anybody with `kith put --public`
     Published,
+    /// Take back what was put for anybody: it is served and listed no longer, and its room comes back with `kith gc`
+    #[command(after_help = UNPUBLISH_HELP)]
+    Unpublish(UnpublishArgs),
     /// Show or set how long old versions keep their content
     #[command(after_help = RETENTION_HELP)]
     Retention(RetentionArgs),
     /// Show how this device and the mesh are
     Status,
+    /// Tell why this device is reached from other networks or not, and how it reaches each of the others
+    Doctor,
     /// Read what is stored and find whatever is damaged: packs, index, logs, keys
     Verify(VerifyArgs),
     /// Give back the room of what nothing needs any more: versions older than `kith retention` keeps, small packs
@@ -102,6 +107,9 @@ pub(crate) struct InitArgs {
     /// What to call this device [default: the machine's host name]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// How much of the disk stays free of stored packs, as `5G` (of 1,024 each) [default: 1G, or a sixteenth of a smaller disk]; kept for later starts
+    #[arg(long, value_name = "SIZE", env = "KITH_KEEP_FREE", hide_env_values = true, value_parser = size)]
+    pub(crate) keep_free: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -117,15 +125,51 @@ pub(crate) struct UpArgs {
     /// Neither look for devices of the mesh in the local network (mDNS) nor be found there; on loopback it never happens
     #[arg(long, env = "KITH_NO_LAN", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) no_lan: bool,
+    /// Most bytes a second sent to devices of the mesh, as `500K` or `2M` (of 1,024 each), or `none`
+    #[arg(long, value_name = "RATE", env = "KITH_MAX_UPLOAD", default_value = "none", value_parser = quota)]
+    pub(crate) max_upload: Quota,
+    /// Most bytes a second received from devices of the mesh, as `--max-upload`
+    #[arg(long, value_name = "RATE", env = "KITH_MAX_DOWNLOAD", default_value = "none", value_parser = quota)]
+    pub(crate) max_download: Quota,
+    /// Most connections with devices of the mesh at once; a third of them is left for those that dial this one
+    #[arg(long, value_name = "COUNT", env = "KITH_MAX_CONNECTIONS", default_value_t = kith_node::net::CONNECTIONS_USUAL, value_parser = clap::value_parser!(u32).range(4..=1024))]
+    pub(crate) max_connections: u32,
+    /// Do not relay between devices of the mesh that cannot reach each other; it is done only where this device is reachable from everywhere
+    #[arg(long, env = "KITH_NO_RELAY", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) no_relay: bool,
+    /// Do not ask the router for a port (UPnP); on loopback it never happens
+    #[arg(long, env = "KITH_NO_UPNP", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) no_upnp: bool,
     /// Serve what was put with `kith put --public` to anybody, by Bitswap, on ports and under a name of their own
     #[arg(long, env = "KITH_PUBLIC", value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) public: bool,
+    /// With --public: say in a DHT of the IPFS world what is public, in that of the local network or in that of all; there this device needs an address that anybody reaches: its own, one that the router gives it (UPnP), or --public-addr
+    #[arg(long, value_name = "WHERE", requires = "public", requires = "dht_peer")]
+    pub(crate) dht: Option<Dht>,
+    /// A peer of that DHT, as /ip4/192.0.2.7/tcp/4001/p2p/ID, by which the others are found; may be given several times
+    #[arg(long, value_name = "ADDR", requires = "dht")]
+    pub(crate) dht_peer: Vec<kith_node::net::Multiaddr>,
+    /// Where anybody reaches what is public, because a router forwards a port to it, as /ip4/203.0.113.7/tcp/4001; may be given several times
+    #[arg(long, value_name = "ADDR", requires = "public")]
+    pub(crate) public_addr: Vec<kith_node::net::Multiaddr>,
     /// Most that stored packs may take, as `200G` (of 1,024 each), or `none`; kept for later starts
     #[arg(long, value_name = "SIZE", value_parser = quota)]
     pub(crate) quota: Option<Quota>,
+    /// How much of the disk stays free of stored packs, as `5G` (of 1,024 each) [default: 1G, or a sixteenth of a smaller disk]; kept for later starts
+    #[arg(long, value_name = "SIZE", env = "KITH_KEEP_FREE", hide_env_values = true, value_parser = size)]
+    pub(crate) keep_free: Option<u64>,
     /// What an acknowledgement promises: `group` outlasts a power cut, `relaxed` only a killed process; kept for later starts
     #[arg(long, value_name = "KIND")]
     pub(crate) durability: Option<kith_node::config::Durability>,
+}
+
+/// A DHT of the IPFS world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Dht {
+    /// That of the local network
+    Lan,
+    /// That of all
+    Wan,
 }
 
 /// A limit in bytes, or none.
@@ -215,6 +259,9 @@ pub(crate) struct GetArgs {
     /// Get a public object, by CID, from that peer of the IPFS world, as /ip4/192.0.2.7/tcp/4001/p2p/ID; may be given several times
     #[arg(long, value_name = "ADDR", conflicts_with = "wait")]
     pub(crate) peer: Vec<String>,
+    /// With --peer: look for more peers that have it, by way of those, in the DHT of the local network or in that of all
+    #[arg(long, value_name = "WHERE", requires = "peer")]
+    pub(crate) dht: Option<Dht>,
 }
 
 #[derive(Debug, Args)]
@@ -350,11 +397,21 @@ pub(crate) struct PinArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct UnpublishArgs {
+    /// CIDs, as `kith published` lists them
+    #[arg(required = true, value_name = "CID")]
+    pub(crate) cids: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct UnpinArgs {
     /// A CID, or the path at which it was pinned: all that was pinned there
     #[arg(value_name = "CID|PATH")]
     pub(crate) what: OsString,
 }
+
+const UNPUBLISH_HELP: &str = "From then on this device gives it to nobody, except what is part of something else that is public. Who has got it has it, and what a DHT was told it \
+forgets within two days. `kith gc` gives the room back.";
 
 const RETENTION_HELP: &str = "It holds for all devices, and only an admin sets it; what is not given stays as it is. What the tree shows now is always kept, \
 and so are all sides of a conflict. Versions themselves stay in `kith history` for ever; the content of those that are not kept any more may go. As long as \
@@ -432,10 +489,12 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SimCommand {
-    /// Run a scenario that comes with Kith
+    /// List the scenarios that come with Kith
+    List,
+    /// Run a scenario: one that comes with Kith, or a TOML file
     Run {
-        /// Its name
-        #[arg(default_value = "split-brain")]
+        /// Its name, or where the file is
+        #[arg(default_value = "split-brain", value_name = "NAME|FILE")]
         scenario: String,
         /// First seed
         #[arg(long, default_value_t = 1)]
@@ -446,6 +505,21 @@ pub(crate) enum SimCommand {
         /// Write a readable event log
         #[arg(long, value_name = "FILE")]
         trace: Option<PathBuf>,
+    },
+    /// Run scenarios by chance, one for each seed, on all cores, until time is over or one fails
+    Swarm {
+        /// How long, in minutes
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=525_600))]
+        minutes: u64,
+        /// First seed; a fresh one if it is not given
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Most runs
+        #[arg(long)]
+        runs: Option<u64>,
+        /// Of the first that fails, leave out whatever has nothing to do with that, and write it to this file
+        #[arg(long, value_name = "FILE")]
+        shrink: Option<PathBuf>,
     },
 }
 

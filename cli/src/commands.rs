@@ -1,6 +1,7 @@
 //! One module per verb.
 
 mod device;
+mod doctor;
 mod export;
 mod gc;
 mod get;
@@ -57,12 +58,14 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Unpin(args) => pin::unpin(&home, args, output).await,
         Command::Pins => pin::pins(&home, output).await,
         Command::Published => put::list(&home, output).await,
+        Command::Unpublish(args) => put::unpublish(&home, args.cids, output).await,
         Command::Retention(args) => pin::retention(&home, args, output).await,
         Command::Status => status::run(&home, output).await,
         Command::Verify(args) => verify::run(&home, args, output).await,
         Command::Gc(args) => gc::run(&home, args, output).await,
         Command::Store(StoreCommand::Rebuild) => store::rebuild(home, output).await,
         Command::Devices => device::list(&home, output).await,
+        Command::Doctor => doctor::run(&home, output).await,
         Command::Device(DeviceCommand::Remove { name, words, force }) => {
             let how = device::How {
                 words,

@@ -44,7 +44,7 @@ pub(crate) enum ArchiveError {
     #[error("there are more blocks than one backup can list")]
     TooMany,
     #[error(
-        "a folder in it has so many names that it would have to be sharded, which Kith does not do"
+        "two names of a large folder in it cannot be told apart by the hash that spreads it over several nodes"
     )]
     Sharded,
     #[error("it unfolds to more than its length can honestly stand for")]

@@ -10,6 +10,7 @@
 )]
 
 pub mod backup;
+mod bulk;
 pub mod config;
 pub mod ingest;
 pub mod join;

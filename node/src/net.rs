@@ -5,21 +5,28 @@
 //!
 //! Spec: `protocol/spec/net.md`, "Inside".
 
+mod dht;
+mod direct;
 pub mod door;
 pub mod event;
 mod frame;
 pub mod inside;
 pub mod lan;
+mod mux;
 pub mod outside;
+pub mod rate;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod unheard;
+pub mod ways;
+pub mod wide;
 
 pub use event::{GossipId, NetEvent, NetEvents};
 pub use frame::MESSAGE_BYTES_MAX;
-pub use inside::{Config, Inside, InsideHandle, Refused, StartError, Stats};
+pub use inside::{CONNECTIONS_USUAL, Config, Inside, InsideHandle, Refused, StartError, Stats};
 pub use libp2p::Multiaddr;
+pub use streams::{Raw, RawError, RawStream};
 
 use std::io;
 use std::net::{IpAddr, TcpListener};

@@ -9,7 +9,7 @@ mod heal;
 mod log;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -20,11 +20,14 @@ use kith_core::device::{Command, Input, Setup, Waking};
 use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica};
+use kith_object::buffer::Buffers;
 use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
+use kith_object::object::Reached;
 use kith_object::scrub::{Pace, Scrub};
 use kith_protocol::lan::{LanKey, Speaker};
+use kith_protocol::record::Subject;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
@@ -32,16 +35,22 @@ pub use verify::event as damage_event;
 
 pub(crate) use access::{ACCESS_FILE, read as access_copy};
 pub(crate) use driver::Asker;
-use driver::{Parts, Traffic, asks, drive};
+pub(crate) use driver::Traffic;
+use driver::{Parts, asks, drive};
 pub(crate) use gc::AGES_FILE;
 
+use crate::bulk::Bulk;
 use crate::config::{
     Durability, Home, HomeError, Identity, Settings, checked_text, fresh_rng, now, unchecked_text,
 };
 use crate::local;
 use crate::net::door::{Door, DoorHandle};
-use crate::net::{self, Inside, Multiaddr, lan};
+use crate::net::outside::OutsideConfig;
+use crate::net::rate::Rates;
+use crate::net::wide::Scope;
+use crate::net::{self, Inside, InsideHandle, Multiaddr, lan};
 use crate::outside::driver::Outside;
+use crate::outside::published;
 use crate::pins::PinFile;
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
@@ -54,6 +63,14 @@ pub(crate) const BOOK_FILE: &str = "peers";
 pub(crate) const TICKETS_FILE: &str = "tickets";
 /// The log of entries.
 pub(crate) const LOG: &str = "entries.log";
+/// How often it is looked whether anybody outside is connected.
+const MEET_EVERY: std::time::Duration = std::time::Duration::from_secs(30);
+/// The side file with what is kept for the DHT.
+pub(crate) const RECORDS_FILE: &str = "records";
+/// Most bytes of it.
+pub(crate) const RECORDS_BYTES_MAX: u64 = 16 << 20;
+/// How often it is written, and how often it is looked what this device holds, in ticks of a second.
+const RECORDS_TICKS: u64 = 600;
 /// The file with the ports listened on last.
 pub(crate) const PORTS_FILE: &str = "ports";
 /// Separates its check from that of other files.
@@ -132,12 +149,28 @@ pub struct UpOptions {
     pub listen: Vec<IpAddr>,
     /// Sets the quota of the store for good; `Some(None)` lifts it.
     pub quota: Option<Option<u64>>,
+    /// Sets for good how many bytes stay free on the disk.
+    pub keep_free: Option<u64>,
     /// Sets for good what an acknowledgement promises.
     pub durability: Option<Durability>,
     /// Whether to find devices of the mesh in the local network, and be found. On loopback it never does.
     pub lan: bool,
     /// Whether to serve public objects to anybody, on ports of their own.
     pub public: bool,
+    /// In which DHT of the IPFS world it says what is public, if any.
+    pub dht: Option<Scope>,
+    /// Peers by which it gets there.
+    pub dht_peers: Vec<Multiaddr>,
+    /// Where others reach what is public, because a router forwards a port there.
+    pub public_addrs: Vec<Multiaddr>,
+    /// How fast it may send to and receive from devices of the mesh.
+    pub rates: Rates,
+    /// Most connections with devices of the mesh.
+    pub connections_max: u32,
+    /// Whether it relays between devices that cannot reach each other.
+    pub relay: bool,
+    /// Whether the router is asked for a port.
+    pub router: bool,
 }
 
 /// Where a device that serves can be found.
@@ -188,6 +221,12 @@ pub struct Node {
     damage: AtomicU64,
     /// Held by the one collection that runs.
     gc: gc::Collector,
+    /// What other devices are reached by, while it serves.
+    inside: Mutex<Option<InsideHandle>>,
+    /// What moves whole packs, while it serves.
+    bulk: Mutex<Option<Bulk>>,
+    /// Answers those who ask for packs.
+    bulk_server: Mutex<Option<JoinHandle<()>>>,
     /// What serves public objects, while it does.
     outside: Mutex<Option<Arc<Outside>>>,
     /// Held by who changes the list of what is public.
@@ -261,11 +300,17 @@ impl Node {
         let (node, mut parts, asker, queue, door_asks) =
             Self::prepare(home, Some(options.clone())).await?;
         let ports = Ports::read(&node.home);
+        // Nobody but this machine reaches what is on loopback.
+        let asks_router = options.router && options.listen.iter().any(|ip| !ip.is_loopback());
         let seed = Zeroizing::new(*node.identity.keys.sign_key().seed().expose());
         let (inside, events) = with_ports(&ports.inside, |port| {
             let config = net::Config {
-                listen: listen_addrs(&options.listen, port),
-                mesh: node.identity.space,
+                rates: options.rates,
+                connections_max: options.connections_max,
+                relay: options.relay,
+                records: records(&node.home, &node.identity.keys),
+                router: asks_router,
+                ..net::Config::new(node.identity.space, listen_addrs(&options.listen, port))
             };
             Inside::start(seed.clone(), config)
         })?;
@@ -273,6 +318,8 @@ impl Node {
         let (door, knocks) = with_ports(&ports.door, |port| {
             Door::start(door_seed.clone(), &listen_addrs(&options.listen, port))
         })?;
+        *held(&node.inside) = Some(inside.clone());
+        node.move_packs(&inside);
         parts.net = Some((inside, events));
         let driver = tokio::spawn(drive(parts, asker, queue));
         *held(&node.driver) = Some(driver);
@@ -290,13 +337,24 @@ impl Node {
         if options.public {
             // A key of its own, from which nobody finds the device's.
             let seed = node.identity.keys.local_secret("kith outside key 1");
+            let only = node.served_only().await;
             let outside = with_ports(&ports.public, |port| {
+                let config = OutsideConfig {
+                    addrs: listen_addrs(&options.listen, port),
+                    dht: options.dht,
+                    public: options.public_addrs.clone(),
+                    router: asks_router,
+                };
                 Outside::start(
                     Zeroizing::new(*seed.expose()),
-                    &listen_addrs(&options.listen, port),
+                    &config,
                     Some(node.store.clone()),
+                    only.clone(),
                 )
             })?;
+            if options.dht.is_some() {
+                node.announce_published(&outside).await;
+            }
             *held(&node.outside) = Some(outside);
         }
         let wanted = options.listen.len();
@@ -307,8 +365,13 @@ impl Node {
         } else {
             None
         };
+        let meeting = {
+            let (node, peers) = (node.clone(), options.dht_peers.clone());
+            tokio::spawn(async move { node.meet(&peers).await })
+        };
         Ok(Daemon {
             node,
+            meeting,
             lan,
             ready,
             socket,
@@ -316,6 +379,26 @@ impl Node {
             knocks,
             _door: door,
         })
+    }
+
+    /// Answers those who ask for packs, and lets calls ask others.
+    fn move_packs(&self, inside: &InsideHandle) {
+        let bulk = Bulk {
+            inside: inside.clone(),
+            store: self.store.clone(),
+            asker: self.asker.clone(),
+            counters: Arc::default(),
+            traffic: self.traffic.clone(),
+            buffers: Buffers::new(crate::bulk::IDLE_BYTES_MAX),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        if let Some(streams) = inside.take_raw() {
+            let (store, counters) = (self.store.clone(), bulk.counters.clone());
+            let traffic = self.traffic.clone();
+            let server = tokio::spawn(crate::bulk::serve(streams, store, counters, traffic));
+            *held(&self.bulk_server) = Some(server);
+        }
+        *held(&self.bulk) = Some(bulk);
     }
 
     /// With options it is to serve.
@@ -351,6 +434,10 @@ impl Node {
                     seed: rng.bytes(),
                     unsettled: home.path().join(UNSETTLED_FILE).exists(),
                     spread_entries: true,
+                    // The others are for those who dial.
+                    connections: options.as_ref().map_or(0, |options| {
+                        (options.connections_max as usize * 2 / 3).max(1)
+                    }),
                     anti_entropy: true,
                 };
                 let mut waking = Waking::new(now(), setup);
@@ -428,6 +515,9 @@ impl Node {
                     scrub,
                     damage: AtomicU64::new(0),
                     gc: gc::Collector::default(),
+                    inside: Mutex::default(),
+                    bulk: Mutex::default(),
+                    bulk_server: Mutex::default(),
                     outside: Mutex::default(),
                     publishing: Arc::default(),
                     access_copy,
@@ -554,6 +644,94 @@ impl Node {
         }
     }
 
+    /// Has all that is public announced.
+    async fn announce_published(&self, outside: &Outside) {
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let read = tokio::task::spawn_blocking(move || published::read(&home, &keys));
+        if let Ok(Ok(Some(published))) = read.await {
+            outside.announce(published.cids().iter());
+        }
+    }
+
+    /// What may be served of what lies in public packs, if that is not all of it. As long as it is not known, nothing is.
+    async fn served_only(&self) -> Option<Arc<Reached>> {
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let store = self.store.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let published = match published::read(&home, &keys) {
+                Ok(published) => published?,
+                Err(error) => {
+                    tracing::warn!(%error, "nothing public is served: it is not known what was taken back");
+                    return Some(Reached::default());
+                }
+            };
+            published
+                .has_strays
+                .then(|| published::reached(&store, &published))
+                .map(|reached| {
+                    reached.unwrap_or_else(|error| {
+                        tracing::warn!(%error, "nothing public is served: the store cannot be read");
+                        Reached::default()
+                    })
+                })
+        });
+        let looked = look.await.unwrap_or_else(|_| Some(Reached::default()));
+        looked.map(Arc::new)
+    }
+
+    /// Connects to these peers whenever nobody outside is connected.
+    async fn meet(&self, peers: &[Multiaddr]) {
+        while !peers.is_empty() {
+            let outside = held(&self.outside).clone();
+            if let Some(outside) = outside
+                && outside.is_alone()
+            {
+                let dials = peers.iter().map(|peer| outside.dial(peer.clone()));
+                for dialled in futures::future::join_all(dials).await {
+                    if let Err(why) = dialled {
+                        tracing::debug!(%why, "peer of the DHT not reached");
+                    }
+                }
+            }
+            tokio::time::sleep(MEET_EVERY).await;
+        }
+    }
+
+    /// Says to the machine what this device holds for good, so that others find it in the DHT.
+    async fn tell_holdings(&self) {
+        let (store, pins) = (self.store.clone(), self.pins.clone());
+        let held = tokio::task::spawn_blocking(move || {
+            let mut held = BTreeSet::new();
+            match store.packs() {
+                Ok(packs) => held.extend(packs.into_iter().map(|(id, _)| Subject::Pack(id))),
+                Err(error) => tracing::debug!(%error, "packs not announced"),
+            }
+            if let Ok(pins) = pins.read() {
+                held.extend(pins.all().map(|pin| Subject::Root(pin.link.cid())));
+            }
+            held
+        });
+        if let Ok(held) = held.await {
+            self.asker.input(Input::Holds(held));
+        }
+    }
+
+    /// Writes what is kept for the DHT, if it has changed.
+    async fn keep_records(&self) {
+        let inside = held(&self.inside).clone();
+        let Some(inside) = inside else { return };
+        let Ok(Some(records)) = inside.records().await else {
+            return;
+        };
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            home.write_sealed(RECORDS_FILE, &keys, &mut fresh_rng(), &records)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "what others have told for the DHT is not kept");
+        }
+    }
+
     /// With relaxed durability, syncs what was acknowledged since the last time.
     async fn settle(&self) {
         let settlers = self.settlers.clone();
@@ -567,6 +745,15 @@ impl Node {
     /// Ends the driver, after which all that was acknowledged is on disk and the packs are closed.
     pub async fn close(&self) {
         self.keep_access().await;
+        self.keep_records().await;
+        drop(held(&self.inside).take());
+        // Nothing may hold the store when this is over: its index is written down when it is let go of.
+        drop(held(&self.bulk).take());
+        let server = held(&self.bulk_server).take();
+        if let Some(server) = server {
+            server.abort();
+            let _ = server.await;
+        }
         let outside = held(&self.outside).take();
         if let Some(outside) = outside {
             outside.stop().await;
@@ -594,6 +781,8 @@ pub struct Daemon {
     socket: JoinHandle<std::io::Result<()>>,
     close_socket: Option<tokio::sync::oneshot::Sender<()>>,
     knocks: JoinHandle<()>,
+    /// Keeps in touch with somebody of the IPFS world.
+    meeting: JoinHandle<()>,
     lan: Option<JoinHandle<()>>,
     _door: DoorHandle,
 }
@@ -624,6 +813,10 @@ impl Daemon {
                 self.node.scrub_step().await;
                 self.node.keep_access().await;
                 self.node.clone().collect_when_due(ticks);
+                if ticks.is_multiple_of(RECORDS_TICKS) {
+                    self.node.tell_holdings().await;
+                    self.node.keep_records().await;
+                }
                 ticks += 1;
                 if ticks.is_multiple_of(SETTLE_TICKS) {
                     self.node.settle().await;
@@ -640,6 +833,7 @@ impl Daemon {
     /// Ends it in order.
     pub async fn shut_down(mut self) {
         self.knocks.abort();
+        self.meeting.abort();
         if let Some(lan) = &self.lan {
             lan.abort();
         }
@@ -707,12 +901,20 @@ fn settings(home: &Home, options: Option<&UpOptions>) -> Result<Settings, NodeEr
     let mut settings = kept;
     if let Some(options) = options {
         settings.quota = options.quota.unwrap_or(settings.quota);
+        settings.keep_free = options.keep_free.or(settings.keep_free);
         settings.durability = options.durability.unwrap_or(settings.durability);
-        if options.quota.is_some() || options.durability.is_some() {
+        let moved = options.keep_free.is_some() && settings.keep_free != kept.keep_free;
+        if moved || options.quota.is_some() || options.durability.is_some() {
             home.write_settings(settings)?;
         }
     }
     Ok(settings)
+}
+
+/// What was kept for the DHT; what others have told they tell again.
+fn records(home: &Home, keys: &DeviceKeys) -> Vec<u8> {
+    let kept = home.read_sealed_strictly(RECORDS_FILE, keys, RECORDS_BYTES_MAX);
+    kept.ok().flatten().unwrap_or_default()
 }
 
 fn book_keeper(home: Home, keys: DeviceKeys) -> Box<dyn Fn(Bytes) + Send> {
@@ -723,7 +925,7 @@ fn book_keeper(home: Home, keys: DeviceKeys) -> Box<dyn Fn(Bytes) + Send> {
     })
 }
 
-fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -17,6 +17,7 @@ use kith_object::id::{Cid, DeviceId};
 use kith_object::object::{ObjectLink, ObjectReader};
 use kith_object::seal::{Kind, OpenError, Opener};
 
+use crate::bulk::Bulk;
 use crate::run::Asker;
 use crate::store::DiskStore;
 use kith_object::pack::Class;
@@ -85,6 +86,8 @@ pub(crate) struct Source {
     pub(crate) wait: bool,
     pub(crate) tally: Arc<Tally>,
     pub(crate) keeper: Arc<Keeper>,
+    /// What moves whole packs, on a device that serves.
+    pub(crate) bulk: Option<Bulk>,
 }
 
 /// What a call has read.
@@ -105,9 +108,9 @@ impl Tally {
             .clone()
     }
 
-    fn came(&self, device: DeviceId, bytes: usize) {
+    pub(crate) fn came(&self, device: DeviceId, bytes: u64) {
         let mut from = self.from.lock().unwrap_or_else(PoisonError::into_inner);
-        *from.entry(device).or_default() += bytes as u64;
+        *from.entry(device).or_default() += bytes;
     }
 }
 
@@ -345,7 +348,7 @@ impl Source {
                         continue;
                     }
                     fetching.came(&cid);
-                    self.tally.came(from, block.len());
+                    self.tally.came(from, block.len() as u64);
                     came.push((cid, block));
                 }
                 // Read from the disk on the next round.

@@ -99,6 +99,7 @@ fn open_store_telling(
     })?;
     let config = StoreConfig {
         quota: settings.quota,
+        free_floor: settings.keep_free,
         ..StoreConfig::new(space)
     };
     Store::open_telling(disk, index, config, tell).map_err(|source| OpenStoreError::Store {

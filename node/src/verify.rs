@@ -20,7 +20,8 @@ use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchec
 use crate::outside::published::{self, PUBLISHED_FILE};
 use crate::pins::{self, PINS_FILE};
 use crate::run::{
-    ACCESS_FILE, AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, TICKETS_FILE, access_copy,
+    ACCESS_FILE, AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, RECORDS_BYTES_MAX,
+    RECORDS_FILE, TICKETS_FILE, access_copy,
 };
 use crate::store::{self, DiskStore, RealDisk};
 
@@ -95,9 +96,13 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
         for name in [AGES_FILE, BOOK_FILE, TICKETS_FILE] {
             check(name, &|_| home.read_sealed(name, keys).is_some());
         }
+        check(RECORDS_FILE, &|_| {
+            let kept = home.read_sealed_strictly(RECORDS_FILE, keys, RECORDS_BYTES_MAX);
+            kept.is_ok_and(|kept| kept.is_some())
+        });
         check(ACCESS_FILE, &|_| access_copy(home, keys).is_some());
         if let Err(error) = published::read(home, keys) {
-            found.push(Finding::of(PUBLISHED_FILE, format!("{}; what was put with --public stays and is served, but is not listed: delete the file to begin a new list", told(&error))));
+            found.push(Finding::of(PUBLISHED_FILE, format!("{}; as long as it is so, nothing public is served and nothing of it is removed. Delete the file, and all that was put with --public is served again, but not listed: put again what is to be", told(&error))));
         }
         if let Err(error) = pins::read(home, keys) {
             found.push(Finding::of(PINS_FILE, format!("{}; nothing is removed while it is so: delete it and pin again what you want to keep", told(&error))));
@@ -388,7 +393,7 @@ mod tests {
         })
         .unwrap();
         let keys = home.identity().unwrap().keys;
-        for name in [AGES_FILE, BOOK_FILE, TICKETS_FILE] {
+        for name in [AGES_FILE, BOOK_FILE, RECORDS_FILE, TICKETS_FILE] {
             let mut rng = crate::config::fresh_rng();
             home.write_sealed(name, &keys, &mut rng, b"sealed").unwrap();
         }
@@ -466,6 +471,7 @@ mod tests {
             PINS_FILE,
             PORTS_FILE,
             PUBLISHED_FILE,
+            RECORDS_FILE,
             ROUND_FILE,
             SETTINGS_FILE,
             TICKETS_FILE,

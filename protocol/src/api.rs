@@ -96,6 +96,8 @@ pub enum Request {
     Status,
     /// The devices of the mesh. One [`Event::Device`] each.
     Devices,
+    /// How this device is reached, and how it reaches the others. One [`Event::Reach`], then one [`Event::Peer`] for each other device.
+    Doctor,
     /// Stores files and folders. Progress, then one [`Event::Put`] each; acknowledged means on disk.
     Put {
         /// Absolute paths on this machine.
@@ -128,6 +130,9 @@ pub enum Request {
         cid: String,
         /// Multiaddrs of peers to ask.
         peers: Vec<String>,
+        /// In which DHT to look for more, `lan` or `wan`, by way of these.
+        #[serde(default)]
+        dht: Option<String>,
         /// Absolute path to make.
         dest: Name,
         /// Overwrite what is there.
@@ -142,6 +147,11 @@ pub enum Request {
     },
     /// What anybody may have. One [`Event::Published`] each.
     Published,
+    /// Takes back what was public: all of these or none. One [`Event::Unpublished`] each.
+    Unpublish {
+        /// The roots.
+        cids: Vec<String>,
+    },
     /// Sends a file's bytes, or a range of them, as [`Event::Data`]. Only what the range needs is read, and fetched.
     Cat {
         /// A CID, or a path in the tree.
@@ -336,6 +346,17 @@ pub enum Event {
         /// When it was put, milliseconds since 1970.
         at_ms: u64,
     },
+    /// This is public no more; whoever has it has it.
+    Unpublished {
+        /// The root.
+        cid: String,
+        /// The last part of the path that it was put from.
+        name: Name,
+        /// Bytes of all files.
+        size: u64,
+        /// When it was put, milliseconds since 1970.
+        at_ms: u64,
+    },
     /// A CAR archive is written, and durable.
     Exported {
         /// The first root in it.
@@ -375,6 +396,10 @@ pub enum Event {
     Version(Version),
     /// A device.
     Device(Device),
+    /// How this device is reached.
+    Reach(Reach),
+    /// How another device is reached.
+    Peer(Peer),
     /// The status.
     Status(Box<Status>),
     /// A ticket is open.
@@ -660,6 +685,12 @@ pub struct Status {
     pub addrs: Vec<String>,
     /// Where other devices of the mesh connect.
     pub inside: Vec<String>,
+    /// As [`Reach::verdict`].
+    #[serde(default)]
+    pub reach: String,
+    /// As the first of [`Reach::says`].
+    #[serde(default)]
+    pub reach_says: String,
     /// Devices in the mesh, this one included.
     pub devices: u64,
     /// Devices connected now.
@@ -706,6 +737,73 @@ pub struct Status {
     pub read_only: Option<String>,
     /// Bytes received and sent by device since the start.
     pub traffic: Vec<Traffic>,
+    /// Packs that moved whole.
+    #[serde(default)]
+    pub bulk: Bulk,
+}
+
+/// Packs that moved whole since the daemon's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bulk {
+    /// Packs that came.
+    pub packs: u64,
+    /// Bytes that came for them.
+    pub received: u64,
+    /// Of these, for nothing: twice, or not what was asked for.
+    pub wasted: u64,
+    /// Pieces that others were sent.
+    pub pieces_sent: u64,
+    /// Times that others asked for a pack that is not here.
+    pub lacked: u64,
+}
+
+/// How this device is reached by those in other networks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// `public`: they dial it; `relayed`: another device relays to it; `local`: only those in its own network reach it; `offline`: no daemon runs.
+    pub verdict: String,
+    /// The same for a person, and what can be done about it; one sentence each.
+    pub says: Vec<String>,
+    /// Addresses that work from outside, and how that is known: `dialled`, `tried` or `router`.
+    pub public: Vec<(String, String)>,
+    /// Addresses that were tried from outside in vain.
+    pub closed: Vec<String>,
+    /// Names of devices that relay to it.
+    pub relays: Vec<String>,
+    /// Whether it relays for others.
+    pub relaying: bool,
+    /// What the router said when it was asked for a port: `not-asked`, `asked`, `silent`, `not-public` or `mapped`.
+    pub router: String,
+}
+
+/// How another device is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// `direct`, `relayed` or `away`.
+    pub state: String,
+    /// Its address there, and whether this device dialled it: one for each connection.
+    pub links: Vec<PeerLink>,
+    /// Where it was last known to listen.
+    pub addrs: Vec<String>,
+    /// Why it is not reached or only through a relay, for a person.
+    pub why: Option<String>,
+}
+
+/// One connection with a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerLink {
+    /// The other end.
+    pub addr: String,
+    /// Whether another device relays.
+    pub relayed: bool,
+    /// Whether this device dialled.
+    pub dialled: bool,
+    /// The last round trip.
+    pub round_trip_us: Option<u64>,
 }
 
 /// Bytes of blocks exchanged with one device.

@@ -294,6 +294,7 @@ impl Gossip {
         of_peers
             .chain([self.beacon.due(), self.direct_due])
             .flatten()
+            .filter(|_| !cfg!(planted = "timer-never-rearms"))
             .min()
     }
 

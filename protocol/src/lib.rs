@@ -12,8 +12,10 @@
 )]
 
 pub mod api;
+pub mod bulk;
 pub mod exchange;
 pub mod gossip;
 pub mod lan;
 pub mod pairing;
+pub mod record;
 pub mod wire;

@@ -4,6 +4,11 @@
 
 pub mod check;
 pub mod disk;
+pub mod file;
+pub mod network;
+pub mod plan;
 pub mod scenario;
+pub mod schedule;
+pub mod swarm;
 pub mod trace;
 pub mod world;

@@ -4,19 +4,34 @@ use std::fmt::Write;
 
 use kith_object::time::Time;
 
-/// Lines of a run.
+/// Lines of a run: a hash over them, and themselves if they are wanted.
 #[derive(Debug, Default)]
 pub struct Trace {
-    text: String,
+    hasher: blake3::Hasher,
+    line: String,
+    text: Option<String>,
     events: u64,
 }
 
 impl Trace {
+    /// Nothing yet; `kept` if the lines are wanted afterwards.
+    pub fn new(kept: bool) -> Self {
+        Self {
+            text: kept.then(String::new),
+            ..Self::default()
+        }
+    }
+
     /// Notes something.
     pub fn note(&mut self, now: Time, device: usize, what: std::fmt::Arguments<'_>) {
         self.events += 1;
+        self.line.clear();
         // Writing to a string does not fail.
-        let _ = writeln!(self.text, "{:>9} d{device} {what}", now.0);
+        let _ = writeln!(self.line, "{:>9} d{device} {what}", now.0);
+        self.hasher.update(self.line.as_bytes());
+        if let Some(text) = &mut self.text {
+            text.push_str(&self.line);
+        }
     }
 
     /// How many lines there are.
@@ -24,17 +39,13 @@ impl Trace {
         self.events
     }
 
-    /// All lines.
+    /// All lines, if they were to be kept.
     pub fn text(&self) -> &str {
-        &self.text
+        self.text.as_deref().unwrap_or_default()
     }
 
     /// A hash over all lines.
     pub fn hash(&self) -> String {
-        blake3::hash(self.text.as_bytes())
-            .to_hex()
-            .chars()
-            .take(16)
-            .collect()
+        self.hasher.finalize().to_hex().chars().take(16).collect()
     }
 }

@@ -21,18 +21,26 @@ use kith_object::tree::FileKind;
 use kith_protocol::exchange::Loaded;
 
 use crate::disk::{Disks, Storage};
+use crate::network::Network;
+use crate::plan::Plan;
 use crate::trace::Trace;
 
-/// One way, at least and at most: a home network with a slow corner.
-const LATENCY: (u64, u64) = (1, 40);
 /// Writing to the log and its fsync.
 const SYNC: (u64, u64) = (1, 12);
 /// Reading from a disk.
 const READ: (u64, u64) = (0, 4);
+/// Looking something up in the DHT.
+const LOOKUP: (u64, u64) = (10, 400);
 /// Blocks a fetch asks for at once.
 const FETCH_WINDOW: usize = 32;
-/// More events than any scenario has use for: a run that gets there goes round in circles.
+/// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
+const EVENTS_PER_SECOND_MAX: u64 = 500;
+/// Inputs after each of which the machine's invariants are checked, which costs more than the input where much is under way; and how often from then on.
+const CHECKED_FIRST: u64 = 20_000;
+const CHECKED_EVERY: u64 = 31;
+/// When every run begins, since 1970.
+const START: Time = Time(1_700_000_000_000);
 
 /// Something that happens at a time.
 #[derive(Debug)]
@@ -82,18 +90,33 @@ pub enum Act {
         from: String,
         to: String,
     },
+    /// A device reads something that was put and that it knows of.
+    Read(usize),
     /// A device removes something.
     Remove { device: usize, path: String },
     /// An admin removes a device from the mesh.
     Expel { by: usize, device: usize },
-    /// Only devices of the same group reach each other from now on.
-    Partition(Vec<BTreeSet<usize>>),
-    /// Everyone reaches everyone again.
-    Heal,
+    /// Only devices of the same group reach each other, until the partition of that number heals.
+    Partition(u64, Vec<BTreeSet<usize>>),
+    /// It heals.
+    Heal(u64),
     /// A device loses its power.
     Crash(usize),
-    /// It starts again.
+    /// It is shut down in order.
+    Stop(usize),
+    /// It starts again, unless something else keeps it down.
     Start(usize),
+    /// It reaches nobody.
+    Leave(usize),
+    /// It is back, unless something else keeps it away.
+    Return(usize),
+    /// Its clock jumps, by so many milliseconds.
+    Jump {
+        /// Which.
+        device: usize,
+        /// How far.
+        by: i64,
+    },
 }
 
 /// A device of the world.
@@ -107,6 +130,30 @@ pub struct Slot {
     /// Requests of commands under way, with what their acknowledgement makes certain.
     pending: BTreeMap<u64, Vec<Promise>>,
     fetches: BTreeMap<u64, Fetch>,
+    clock: Clock,
+    /// How much keeps it down, and how much keeps it away.
+    down: u32,
+    away: u32,
+}
+
+/// How a device's clock differs from the world's.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    /// Ahead, milliseconds.
+    ahead: i64,
+    /// Faster, parts of a million.
+    drift: i64,
+}
+
+impl Clock {
+    fn read(&self, now: Time) -> Time {
+        let since = i64::try_from(now.0.saturating_sub(START.0)).unwrap_or(i64::MAX);
+        let drifted = since.saturating_mul(self.drift) / 1_000_000;
+        Time(
+            now.0
+                .saturating_add_signed(self.ahead.saturating_add(drifted)),
+        )
+    }
 }
 
 struct Running {
@@ -121,29 +168,27 @@ struct Running {
 pub struct Promise {
     /// The root.
     pub cid: Cid,
-    /// What its bytes are.
-    pub content: Vec<u8>,
+    /// The BLAKE3 of its bytes.
+    pub content: [u8; 32],
 }
 
 struct Fetch {
     reader: ObjectReader,
     wanted: BTreeSet<Cid>,
     requests: Vec<u64>,
-    got: Vec<u8>,
-    content: Vec<u8>,
+    got: blake3::Hasher,
+    content: [u8; 32],
 }
 
-/// How a world is made.
-#[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    /// How many devices.
-    pub devices: usize,
-    /// How many of them, from the first, are admins.
-    pub admins: usize,
-    /// Whether new entries are gossiped.
-    pub spread_entries: bool,
-    /// Whether digests are compared.
-    pub anti_entropy: bool,
+/// Devices that may lose power just after an acknowledgement.
+#[derive(Debug)]
+struct Unlucky {
+    devices: BTreeSet<usize>,
+    from: Time,
+    to: Time,
+    /// Of a million.
+    chance: u64,
+    lasts: (Span, Span),
 }
 
 /// The world of a run.
@@ -155,12 +200,22 @@ pub struct World {
     slots: Vec<Slot>,
     by_id: BTreeMap<DeviceId, usize>,
     space: SpaceId,
-    rules: Rules,
-    /// Groups that cannot reach each other; empty when all can.
-    groups: Vec<BTreeSet<usize>>,
-    /// Connections by pair, with a number each and when its last message arrives.
+    spread_entries: bool,
+    anti_entropy: bool,
+    /// Groups that cannot reach each other, for each partition that stands.
+    partitions: BTreeMap<u64, Vec<BTreeSet<usize>>>,
+    /// Connections by pair, with a number each.
     connections: BTreeMap<(usize, usize), u64>,
-    last_arrival: BTreeMap<(usize, usize), Time>,
+    /// Who may lose power just after an acknowledgement.
+    unlucky: Vec<Unlucky>,
+    /// What lies between the devices.
+    pub network: Network,
+    /// Entries that not all devices have yet: when the first had it, and who has.
+    spreading: BTreeMap<EntryId, (Time, BTreeSet<usize>)>,
+    /// How long entries took from the first device to the last, milliseconds.
+    pub delays: Vec<u64>,
+    events: u64,
+    inputs: u64,
     messages: BTreeMap<u64, (usize, Bytes, BTreeSet<usize>)>,
     providers: BTreeMap<[u8; 32], BTreeSet<usize>>,
     promises: Vec<Promise>,
@@ -173,13 +228,14 @@ pub struct World {
 
 impl World {
     /// A mesh whose devices are all paired and running, at time zero of the run.
-    pub fn new(seed: u64, rules: Rules) -> Self {
+    pub fn new(seed: u64, plan: &Plan, trace: Trace) -> Self {
         let mut rng = Rng::from_seed(*blake3::hash(&seed.to_le_bytes()).as_bytes());
-        let start = Time(1_700_000_000_000);
-        let keys: Vec<DeviceKeys> = (0..rules.devices)
+        let keys: Vec<DeviceKeys> = plan
+            .devices
+            .iter()
             .map(|_| DeviceKeys::generate(&mut rng))
             .collect();
-        let (space, entries) = crate::scenario::found_mesh(&keys, rules.admins, start, &mut rng);
+        let (space, entries) = crate::scenario::found_mesh(&keys, plan, START, &mut rng);
         let by_id = keys
             .iter()
             .enumerate()
@@ -187,8 +243,15 @@ impl World {
             .collect();
         let slots = keys
             .into_iter()
-            .map(|keys| Slot {
+            .zip(&plan.devices)
+            .map(|(keys, of)| Slot {
                 keys,
+                clock: Clock {
+                    ahead: of.skew,
+                    drift: of.drift,
+                },
+                down: 0,
+                away: 0,
                 disks: Disks::default(),
                 running: None,
                 life: 0,
@@ -198,25 +261,31 @@ impl World {
             })
             .collect();
         let mut world = Self {
-            now: start,
+            now: START,
             rng,
             queue: BTreeMap::new(),
             next: 0,
             slots,
             by_id,
             space,
-            rules,
-            groups: Vec::new(),
+            spread_entries: plan.spread_entries,
+            anti_entropy: plan.anti_entropy,
+            partitions: BTreeMap::new(),
             connections: BTreeMap::new(),
-            last_arrival: BTreeMap::new(),
+            unlucky: Vec::new(),
+            network: Network::new(plan),
+            spreading: BTreeMap::new(),
+            delays: Vec::new(),
+            events: 0,
+            inputs: 0,
             messages: BTreeMap::new(),
             providers: BTreeMap::new(),
             promises: Vec::new(),
             read_back: 0,
-            trace: Trace::default(),
+            trace,
             failures: Vec::new(),
         };
-        for device in 0..rules.devices {
+        for device in 0..plan.devices.len() {
             let Some(slot) = world.slots.get(device) else {
                 continue;
             };
@@ -239,18 +308,85 @@ impl World {
 
     /// Virtual time since the start of the run.
     pub fn elapsed(&self) -> Span {
-        Span(self.now.0.saturating_sub(1_700_000_000_000))
+        Span(self.now.0.saturating_sub(START.0))
     }
 
     /// Has something done that long after the start of the run.
     pub fn at(&mut self, after: Span, act: Act) {
-        self.push(Time(1_700_000_000_000) + after, Event::Act(act));
+        self.push(START + after, Event::Act(act));
+    }
+
+    /// Has a partition stand from then until then.
+    pub fn part(&mut self, groups: Vec<BTreeSet<usize>>, from: Span, to: Span) {
+        self.next += 1;
+        let number = self.next;
+        self.at(from, Act::Partition(number, groups));
+        self.at(to, Act::Heal(number));
+    }
+
+    /// From then until then these devices may lose power just after they have acknowledged something, by that chance of a million, and for so long.
+    pub fn unlucky(
+        &mut self,
+        devices: BTreeSet<usize>,
+        (from, to): (Span, Span),
+        chance: u64,
+        lasts: (Span, Span),
+    ) {
+        self.unlucky.push(Unlucky {
+            devices,
+            from: START + from,
+            to: START + to,
+            chance,
+            lasts,
+        });
+    }
+
+    /// A device has acknowledged something.
+    fn may_crash(&mut self, device: usize) {
+        for place in 0..self.unlucky.len() {
+            let Some(unlucky) = self.unlucky.get(place) else {
+                continue;
+            };
+            if !unlucky.devices.contains(&device)
+                || self.now < unlucky.from
+                || self.now > unlucky.to
+            {
+                continue;
+            }
+            let (chance, lasts) = (unlucky.chance, unlucky.lasts);
+            if self.rng.below(1_000_000) < chance {
+                let down = lasts.0.0 + self.rng.below(lasts.1.0.saturating_sub(lasts.0.0) + 1);
+                self.after((0, 1), Event::Act(Act::Crash(device)));
+                self.after((down + 2, down + 2), Event::Act(Act::Start(device)));
+            }
+        }
+    }
+
+    /// Everything is up and connected from now on, whatever was to keep it from that.
+    pub fn all_well(&mut self) {
+        self.queue
+            .retain(|_, event| !matches!(event, Event::Act(_)));
+        self.partitions.clear();
+        self.unlucky.clear();
+        for device in 0..self.slots.len() {
+            if let Some(slot) = self.slots.get_mut(device) {
+                slot.away = 0;
+                slot.down = 0;
+            }
+            self.start(device);
+        }
+        self.trace.note(self.now, 0, format_args!("all is well"));
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// Runs until that long after the start.
     pub fn run_until(&mut self, after: Span) {
-        let end = Time(1_700_000_000_000) + after;
-        let mut events = 0;
+        let end = START + after;
+        let most = EVENTS_MAX + self.slots.len() as u64 * after.0 / 1000 * EVENTS_PER_SECOND_MAX;
         while let Some(entry) = self.queue.first_entry() {
             let at = entry.key().0;
             if at > end {
@@ -259,8 +395,8 @@ impl World {
             let event = entry.remove();
             self.now = self.now.max(at);
             self.happen(event);
-            events += 1;
-            if events > EVENTS_MAX {
+            self.events += 1;
+            if self.events > most {
                 self.failures
                     .push("the run goes round in circles".to_owned());
                 break;
@@ -313,15 +449,46 @@ impl World {
         let running = |device: usize| {
             self.slots
                 .get(device)
-                .is_some_and(|slot| slot.running.is_some())
+                .is_some_and(|slot| slot.running.is_some() && slot.away == 0)
         };
-        running(one)
-            && running(other)
-            && (self.groups.is_empty()
-                || self
-                    .groups
-                    .iter()
-                    .any(|group| group.contains(&one) && group.contains(&other)))
+        let together = |groups: &Vec<BTreeSet<usize>>| {
+            groups
+                .iter()
+                .any(|group| group.contains(&one) && group.contains(&other))
+        };
+        running(one) && running(other) && self.partitions.values().all(together)
+    }
+
+    /// Cuts connections of devices that do not reach each other any more.
+    fn cut_apart(&mut self) {
+        let cut: Vec<(usize, usize)> = self
+            .connections
+            .keys()
+            .filter(|(one, other)| !self.reach(*one, *other))
+            .copied()
+            .collect();
+        for (one, other) in cut {
+            self.disconnect(one, other);
+        }
+    }
+
+    /// Devices that this one is connected with.
+    fn neighbours(&self, device: usize) -> impl Iterator<Item = usize> {
+        let pairs = self.connections.keys();
+        pairs.filter_map(move |(one, other)| {
+            if *one == device {
+                Some(*other)
+            } else {
+                (*other == device).then_some(*one)
+            }
+        })
+    }
+
+    /// What a device's clock says.
+    fn clock(&self, device: usize) -> Time {
+        self.slots
+            .get(device)
+            .map_or(self.now, |slot| slot.clock.read(self.now))
     }
 
     fn life(&self, device: usize) -> u64 {
@@ -343,10 +510,14 @@ impl World {
                 input,
             } if self.life(device) == life => self.input(device, input),
             Event::Wake { device, life } if self.life(device) == life => {
-                if let Some(running) = self.running(device) {
+                let now = self.now;
+                // One that an earlier one stood in for is over.
+                if let Some(running) = self.running(device)
+                    && running.wake == Some(now)
+                {
                     running.wake = None;
+                    self.input(device, Input::Wake);
                 }
-                self.input(device, Input::Wake);
             }
             Event::Input { .. } | Event::Wake { .. } => {}
             Event::Synced {
@@ -441,6 +612,7 @@ impl World {
         if self.connections.remove(&pair(one, other)).is_none() {
             return;
         }
+        self.network.cut(one, other);
         self.trace
             .note(self.now, one, format_args!("disconnects d{other}"));
         let (a, b) = (self.id(one), self.id(other));
@@ -449,7 +621,9 @@ impl World {
     }
 
     fn start(&mut self, device: usize) {
-        let (now, space, rules) = (self.now, self.space, self.rules);
+        let (now, space) = (self.now, self.space);
+        let local = self.clock(device);
+        let (spread_entries, anti_entropy) = (self.spread_entries, self.anti_entropy);
         let Some(slot) = self.slots.get_mut(device) else {
             return;
         };
@@ -461,11 +635,12 @@ impl World {
             keys: slot.keys.clone(),
             space,
             seed: slot.seed.bytes(),
-            spread_entries: rules.spread_entries,
+            spread_entries,
             unsettled: false,
-            anti_entropy: rules.anti_entropy,
+            connections: 1024,
+            anti_entropy,
         };
-        let mut machine = Device::open(now, setup, &entries);
+        let mut machine = Device::open(local, setup, &entries);
         // Everyone knows where everyone is; how that is learnt is not what these runs are about.
         let book: Vec<(DeviceId, String)> = self
             .by_id
@@ -474,7 +649,7 @@ impl World {
             .collect();
         for (id, addr) in book {
             machine.handle(
-                now,
+                local,
                 Input::Addresses {
                     device: id,
                     addrs: vec![addr],
@@ -493,17 +668,34 @@ impl World {
         self.input(device, Input::Listening(vec![format!("sim/{device}")]));
     }
 
-    fn crash(&mut self, device: usize) {
-        self.trace.note(self.now, device, format_args!("crashes"));
-        let peers: Vec<usize> = (0..self.slots.len()).collect();
-        if let Some(slot) = self.slots.get_mut(device) {
-            slot.running = None;
-            slot.life += 1;
-            slot.pending.clear();
-            slot.fetches.clear();
+    /// Ends a device's run, by a power cut or in order.
+    fn end(&mut self, device: usize, by_crash: bool) {
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        slot.down += 1;
+        if slot.running.is_none() {
+            return;
+        }
+        if !by_crash && let Some(running) = &slot.running {
+            running
+                .storage
+                .log
+                .sync()
+                .expect("a disk without faults syncs");
+            let store = &running.storage.store;
+            store.flush().expect("a disk without faults syncs");
+        }
+        slot.running = None;
+        slot.life += 1;
+        slot.pending.clear();
+        slot.fetches.clear();
+        if by_crash {
             slot.disks.crash(&mut self.rng);
         }
-        for peer in peers {
+        let how = if by_crash { "crashes" } else { "stops" };
+        self.trace.note(self.now, device, format_args!("{how}"));
+        for peer in 0..self.slots.len() {
             self.disconnect(device, peer);
         }
     }
@@ -515,6 +707,23 @@ impl World {
                 path,
                 content,
             } => self.put(device, &path, content),
+            Act::Read(device) => {
+                let place = self.rng.below(self.promises.len().max(1) as u64);
+                let place = usize::try_from(place).unwrap_or(0);
+                let promise = self.promises.get(place).cloned();
+                let promise = promise.filter(|promise| {
+                    let running = self
+                        .slots
+                        .get(device)
+                        .and_then(|slot| slot.running.as_ref());
+                    running.is_some_and(|running| {
+                        running.device.tree().link_of(&promise.cid).is_some()
+                    })
+                });
+                if let Some(promise) = promise {
+                    self.fetch(device, promise);
+                }
+            }
             Act::Move { device, from, to } => {
                 let change = Change::Move {
                     from: tree_path(&from),
@@ -545,31 +754,54 @@ impl World {
                 };
                 self.command(by, Command::Remove(removal), Vec::new());
             }
-            Act::Partition(groups) => {
+            Act::Partition(number, groups) => {
                 self.trace
                     .note(self.now, 0, format_args!("partition {groups:?}"));
-                self.groups = groups;
-                let cut: Vec<(usize, usize)> = self
-                    .connections
-                    .keys()
-                    .filter(|(one, other)| !self.reach(*one, *other))
-                    .copied()
-                    .collect();
-                for (one, other) in cut {
-                    self.disconnect(one, other);
+                self.partitions.insert(number, groups);
+                self.cut_apart();
+            }
+            Act::Heal(number) => {
+                self.trace.note(self.now, 0, format_args!("heals"));
+                self.partitions.remove(&number);
+            }
+            Act::Crash(device) => self.end(device, true),
+            Act::Stop(device) => self.end(device, false),
+            Act::Start(device) => {
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.down = slot.down.saturating_sub(1);
+                    if slot.down == 0 {
+                        self.start(device);
+                    }
                 }
             }
-            Act::Heal => {
-                self.trace.note(self.now, 0, format_args!("heals"));
-                self.groups.clear();
+            Act::Leave(device) => {
+                self.trace.note(self.now, device, format_args!("leaves"));
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.away += 1;
+                }
+                self.cut_apart();
             }
-            Act::Crash(device) => self.crash(device),
-            Act::Start(device) => self.start(device),
+            Act::Return(device) => {
+                self.trace.note(self.now, device, format_args!("returns"));
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.away = slot.away.saturating_sub(1);
+                }
+            }
+            Act::Jump { device, by } => {
+                self.trace.note(
+                    self.now,
+                    device,
+                    format_args!("has its clock jump by {by} ms"),
+                );
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.clock.ahead = slot.clock.ahead.saturating_add(by);
+                }
+            }
         }
     }
 
     fn put(&mut self, device: usize, path: &str, content: Vec<u8>) {
-        let now = self.now;
+        let (now, local) = (self.now, self.clock(device));
         let Some(running) = self.running(device) else {
             return;
         };
@@ -602,12 +834,12 @@ impl World {
             path: tree_path(path),
             kind: FileKind::File,
             link: link.clone(),
-            mtime_ms: now.0,
+            mtime_ms: local.0,
             mode: 0o644,
         };
         let promise = Promise {
             cid: link.cid(),
-            content,
+            content: *blake3::hash(&content).as_bytes(),
         };
         self.trace.note(
             now,
@@ -637,12 +869,16 @@ impl World {
 
     /// Feeds a machine and performs what it wants.
     fn input(&mut self, device: usize, input: Input) {
-        let now = self.now;
+        let (now, local) = (self.now, self.clock(device));
+        self.inputs += 1;
+        let checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(CHECKED_EVERY);
         let Some(running) = self.running(device) else {
             return;
         };
-        running.device.handle(now, input);
-        running.device.check_invariants();
+        running.device.handle(local, input);
+        if checked {
+            running.device.check_invariants();
+        }
         let mut appended = None;
         while let Some(effect) = self
             .running(device)
@@ -664,12 +900,13 @@ impl World {
         let Some(running) = self.running(device) else {
             return;
         };
-        if let Some(wake) = running.device.next_wakeup()
-            && running.wake.is_none_or(|queued| wake < queued)
-        {
-            let at = wake.max(now + Span(1));
-            running.wake = Some(at);
-            self.push(at, Event::Wake { device, life });
+        if let Some(wake) = running.device.next_wakeup() {
+            // A timer goes by how long, not by what the clock says then.
+            let at = now + wake.since(local).max(Span(1));
+            if running.wake.is_none_or(|queued| at < queued) {
+                running.wake = Some(at);
+                self.push(at, Event::Wake { device, life });
+            }
         }
     }
 
@@ -689,15 +926,7 @@ impl World {
         match effect {
             Effect::Allow(allowed) => {
                 let cut: Vec<usize> = self
-                    .connections
-                    .keys()
-                    .filter_map(|(one, other)| {
-                        if *one == device {
-                            Some(*other)
-                        } else {
-                            (*other == device).then_some(*one)
-                        }
-                    })
+                    .neighbours(device)
                     .filter(|peer| !allowed.contains(&self.id(*peer)))
                     .collect();
                 for peer in cut {
@@ -706,7 +935,9 @@ impl World {
             }
             Effect::Dial { device: to, .. } => {
                 if let Some(to) = self.by_id.get(&to).copied() {
-                    self.after(LATENCY, Event::Dialled { from: device, to });
+                    // TCP and Noise: there, back, there.
+                    let way = 3 * self.network.latency(device, to, &mut self.rng);
+                    self.after((way, way), Event::Dialled { from: device, to });
                 }
             }
             Effect::Send {
@@ -746,6 +977,7 @@ impl World {
                     .expect("a disk without faults takes entries");
                 running.storage.offsets.insert(id, offset);
                 *appended = Some(number);
+                self.took(device, id);
                 self.trace
                     .note(self.now, device, format_args!("takes {}", id.short()));
             }
@@ -805,6 +1037,9 @@ impl World {
             Effect::Unavailable { .. }
             | Effect::Sought { .. }
             | Effect::KeepBook(_)
+            | Effect::PutRecord { .. }
+            | Effect::KeepRecord { .. }
+            | Effect::FindRecord(_)
             | Effect::Settled => {}
             Effect::Provide(key) => {
                 self.providers.entry(key).or_default().insert(device);
@@ -818,7 +1053,7 @@ impl World {
                     .filter(|place| self.reach(device, **place))
                     .map(|place| self.id(*place))
                     .collect();
-                self.later(LATENCY, device, Input::Providers(found));
+                self.later(LOOKUP, device, Input::Providers(found));
             }
             Effect::Done { request, outcome } => {
                 let Some(slot) = self.slots.get_mut(device) else {
@@ -830,6 +1065,7 @@ impl World {
                         self.trace
                             .note(self.now, device, format_args!("acknowledges"));
                         self.promises.extend(promises);
+                        self.may_crash(device);
                     }
                     Err(error) => {
                         self.trace
@@ -845,18 +1081,19 @@ impl World {
             return;
         };
         let len = bytes.len();
+        let mut written = self.now;
         if let Some(connection) = self.connections.get(&pair(from, to)).copied() {
-            // One after another on each channel: what was sent first arrives first.
-            let pause = LATENCY.0 + self.rng.below(LATENCY.1 - LATENCY.0 + 1);
-            let last = self
-                .last_arrival
-                .get(&(from, to))
-                .copied()
-                .unwrap_or(self.now);
-            let at = (self.now + Span(pause)).max(last);
-            self.last_arrival.insert((from, to), at);
+            let purpose = match channel {
+                Channel::Bitswap => "blocks",
+                Channel::Sync => "sync",
+            };
+            let way = (from, to);
+            let arrives;
+            (written, arrives) = self
+                .network
+                .send(self.now, way, len, purpose, &mut self.rng);
             self.push(
-                at,
+                arrives,
                 Event::Arrives {
                     from,
                     to,
@@ -866,28 +1103,49 @@ impl World {
                 },
             );
         }
-        self.later((0, 1), from, Input::Flushed { peer, channel, len });
+        let life = self.life(from);
+        let input = Input::Flushed { peer, channel, len };
+        let device = from;
+        self.push(
+            written,
+            Event::Input {
+                device,
+                life,
+                input,
+            },
+        );
+    }
+
+    /// A device has an entry, which it may have had and lost before.
+    fn took(&mut self, device: usize, entry: EntryId) {
+        let all = self.slots.len();
+        let (since, who) = self
+            .spreading
+            .entry(entry)
+            .or_insert_with(|| (self.now, BTreeSet::new()));
+        who.insert(device);
+        if who.len() == all {
+            self.delays.push(self.now.since(*since).as_ms());
+            self.spreading.remove(&entry);
+        }
     }
 
     /// A device passes a gossip message to those it is connected with.
     fn spread(&mut self, device: usize, message: u64) {
-        let Some((_, _, seen)) = self.messages.get(&message) else {
+        let Some((_, bytes, seen)) = self.messages.get(&message) else {
             return;
         };
+        let len = bytes.len();
         let to: Vec<usize> = self
-            .connections
-            .keys()
-            .filter_map(|(one, other)| {
-                if *one == device {
-                    Some(*other)
-                } else {
-                    (*other == device).then_some(*one)
-                }
-            })
+            .neighbours(device)
             .filter(|peer| !seen.contains(peer))
             .collect();
         for to in to {
-            self.after(LATENCY, Event::Gossip { to, message });
+            let way = (device, to);
+            let (_, arrives) = self
+                .network
+                .send(self.now, way, len, "gossip", &mut self.rng);
+            self.push(arrives, Event::Gossip { to, message });
         }
     }
 
@@ -925,7 +1183,7 @@ impl World {
         let mut missing = Vec::new();
         loop {
             while let Some(data) = fetch.reader.next() {
-                fetch.got.extend_from_slice(&data);
+                fetch.got.update(&data);
             }
             let mut fed = false;
             for cid in fetch.reader.wanted(FETCH_WINDOW) {
@@ -956,7 +1214,7 @@ impl World {
             }
         }
         if fetch.reader.done() {
-            let sound = fetch.got == fetch.content;
+            let sound = *fetch.got.finalize().as_bytes() == fetch.content;
             slot.fetches.remove(&number);
             if sound {
                 self.read_back += 1;
@@ -1014,12 +1272,12 @@ impl World {
     }
 }
 
-fn new_fetch(link: ObjectLink, opener: Opener, content: Vec<u8>) -> Fetch {
+fn new_fetch(link: ObjectLink, opener: Opener, content: [u8; 32]) -> Fetch {
     Fetch {
         reader: ObjectReader::new(link, opener),
         wanted: BTreeSet::new(),
         requests: Vec::new(),
-        got: Vec::new(),
+        got: blake3::Hasher::new(),
         content,
     }
 }

@@ -19,15 +19,20 @@ use kith_object::key::{DeviceKeys, Rng, Words};
 use kith_object::manifest::{ChunkRef, Manifest};
 use kith_object::pack::Class;
 use kith_object::seal::{Kind, SealedBlock};
+use kith_object::time::Time;
 use kith_object::unixfs::{FileBuilder, Profile, folder, symlink};
+use kith_protocol::bulk::{Answer, GetRequest, PackAt};
 use kith_protocol::gossip::Key;
 use kith_protocol::gossip::message::Message as Gossip;
 use kith_protocol::lan::{self, LanKey, Notice, Ports};
 use kith_protocol::pairing::Ticket;
+use kith_protocol::record::{AddressRecord, Key as RecordKey, Ledger};
 use kith_tests::{noise, repository};
 use serde_json::Value;
 
-use crate::targets::{door_frames, fixture, forge, log_record, object_parts, pack_of};
+use crate::targets::{
+    PIECE, blob, blob_id, blob_tree, door_frames, fixture, forge, log_record, object_parts, pack_of,
+};
 
 /// Longest seed: what is longer says nothing more, and mutations miss its parts that matter.
 const LEN_MAX: usize = 8 << 10;
@@ -36,6 +41,12 @@ const NAME_LEN_MAX: usize = 48;
 
 /// Seeds by target and file name.
 pub(crate) type Seeds = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
+fn ledger_of(ledger: &mut Ledger) -> Vec<u8> {
+    ledger.remove(&RecordKey([200; 32]), &DeviceId([200; 32]));
+    ledger.provide(Time(1), RecordKey([200; 32]), DeviceId([200; 32]));
+    ledger.to_keep(Time(1)).expect("something is new")
+}
 
 #[derive(Default)]
 struct Making(Seeds);
@@ -352,6 +363,60 @@ fn messages(seeds: &mut Making) {
             seeds.add("tickets", &name, body);
         }
     }
+    for (name, record) in hex_fields("record.json", "record") {
+        seeds.add("address", &name, record.clone());
+        if let Some((said, _)) = record.split_last_chunk::<64>() {
+            seeds.add("address-proved", &name, said);
+        }
+    }
+    for (name, request) in hex_fields("bulk.json", "request") {
+        if name.starts_with("two ranges") {
+            // Of a hash sequence, and of many blobs.
+            seeds.add("get", "sequence", request.split_at(request.len() - 1).0);
+            seeds.add("get", "many", [&[9], request.split_at(1).1].concat());
+        }
+        seeds.add("get", &name, request);
+    }
+    let (blob, pack) = (blob(), blob_id());
+    let tree = blob_tree();
+    let read = |offset: u64, buffer: &mut [u8]| {
+        let from = usize::try_from(offset).expect("within the blob");
+        let there = blob.get(from..from + buffer.len());
+        buffer.copy_from_slice(there.expect("within the blob"));
+        Ok(())
+    };
+    let request = GetRequest::piece(pack, PIECE.0, PIECE.1);
+    let mut said = Vec::new();
+    tree.answer(&request, read, &mut said)
+        .expect("what is read is the blob");
+    seeds.add("piece", "cut short", said.split_at(600).0);
+    seeds.add("piece", "whole", said);
+    let places = [Some(1), Some(2), None, Some(1)];
+    let places = places.map(|pack: Option<u8>| pack.map(|n| PackId([n; 32])));
+    let about = |pack: &PackId| {
+        Ok::<_, ()>(Some(PackAt {
+            pack: *pack,
+            bytes: 16 << 20,
+            blocks: 100,
+        }))
+    };
+    let answer = Answer::of(places, about).expect("nothing fails");
+    seeds.add("where", "some", [&[4], &answer.encode()[..]].concat());
+    seeds.add("where", "none", [0, 0, 0]);
+    seeds.add("where", "of fewer", [&[3], &answer.encode()[..]].concat());
+    let mut ledger = Ledger::default();
+    seeds.add("ledger", "empty", ledger_of(&mut ledger));
+    for n in 0..9 {
+        ledger.provide(Time(1), RecordKey([n % 3; 32]), DeviceId([n; 32]));
+    }
+    for (_, record) in hex_fields("record.json", "record") {
+        if let Ok(record) = AddressRecord::decode(&record) {
+            ledger.put(Time(1 << 41), RecordKey([9; 32]), record);
+        }
+    }
+    let some = ledger_of(&mut ledger);
+    seeds.add("ledger", "cut short", some.split_at(100).0);
+    seeds.add("ledger", "some", some);
     seeds.add("tickets", "empty", [1, 0]);
     seeds.add("ticket-bytes", "newer", [2; 90]);
     for (name, json) in REQUESTS {

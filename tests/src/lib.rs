@@ -4,6 +4,7 @@
 
 pub mod kubo;
 pub mod network;
+pub mod traitor;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -154,8 +155,19 @@ struct Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let ended = self.child.try_wait();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Beside what failed: what the device said, and whether it was there at all.
+        if std::thread::panicking()
+            && let Ok(said) = self.stderr.lock()
+        {
+            let ended = match ended {
+                Ok(Some(status)) => format!("had ended ({status})"),
+                _ => "ran".to_owned(),
+            };
+            eprintln!("the daemon {} {ended}; it said: {said}", self.child.id());
+        }
     }
 }
 
@@ -637,6 +649,8 @@ pub fn plain_command(program: &Path) -> Command {
     command
         .env("COLUMNS", "100")
         .env("NO_COLOR", "1")
+        // What a test takes is little, and the disk it runs on may be nearly full.
+        .env("KITH_KEEP_FREE", "1M")
         .stdin(Stdio::null());
     command
 }

@@ -8,7 +8,7 @@ use kith_node::local::no_input;
 use kith_protocol::api::{Event, Failure, FailureKind, Name, Request, What};
 
 use super::{os, what};
-use crate::args::{CatArgs, GetArgs};
+use crate::args::{CatArgs, Dht, GetArgs};
 use crate::failure::CommandError;
 use crate::output::{Output, human};
 use crate::session;
@@ -41,6 +41,13 @@ pub(crate) async fn run(
         What::Cid(cid) if !args.peer.is_empty() => Request::GetPublic {
             cid,
             peers: args.peer,
+            dht: args.dht.map(|dht| {
+                match dht {
+                    Dht::Lan => "lan",
+                    Dht::Wan => "wan",
+                }
+                .to_owned()
+            }),
             dest,
             force,
         },

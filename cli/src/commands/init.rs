@@ -1,6 +1,6 @@
 //! `kith init`.
 
-use kith_node::config::Home;
+use kith_node::config::{Home, Settings};
 use kith_node::run::{Created, Node};
 use kith_protocol::api::{Failure, FailureKind};
 use kith_protocol::pairing::DeviceName;
@@ -25,6 +25,14 @@ pub(crate) async fn run(home: Home, args: InitArgs, output: &Output) -> Result<(
     })
     .await
     .map_err(|error| node_failure(&home, &error))?;
+    if args.keep_free.is_some() {
+        let settings = Settings {
+            keep_free: args.keep_free,
+            ..Settings::default()
+        };
+        home.write_settings(settings)
+            .map_err(|error| node_failure(&home, &error.into()))?;
+    }
     Ok(())
 }
 

@@ -114,9 +114,12 @@ fn stdin() -> Input {
 
 /// Tells of something that anybody may have.
 pub(super) fn published(event: &Event, output: &mut Output) -> Result<(), CommandError> {
-    let Event::Published {
+    let (Event::Published {
         cid, name, size, ..
-    } = event
+    }
+    | Event::Unpublished {
+        cid, name, size, ..
+    }) = event
     else {
         return Ok(());
     };
@@ -128,6 +131,19 @@ pub(super) fn published(event: &Event, output: &mut Output) -> Result<(), Comman
 /// `kith published`.
 pub(crate) async fn list(home: &Home, output: &mut Output) -> Result<(), CommandError> {
     let mut call = session::call(home, Request::Published, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        published(&event, output)?;
+    }
+    Ok(())
+}
+
+/// `kith unpublish`.
+pub(crate) async fn unpublish(
+    home: &Home,
+    cids: Vec<String>,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let mut call = session::call(home, Request::Unpublish { cids }, no_input()).await?;
     while let Some((event, _)) = call.next().await? {
         published(&event, output)?;
     }

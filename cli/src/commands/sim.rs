@@ -1,67 +1,286 @@
 //! `kith sim`.
 
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
 use kith_protocol::api::{Failure, FailureKind};
-use kith_simulations::scenario;
+use kith_simulations::scenario::{self, Moved, Report, Scenario};
+use kith_simulations::swarm::{Draft, known};
+use serde_json::{Map, Value, json};
 
 use crate::args::SimCommand;
 use crate::failure::CommandError;
-use crate::output::Output;
+use crate::output::{Output, human};
 
 pub(crate) fn run(command: SimCommand, output: &mut Output) -> Result<(), CommandError> {
-    let SimCommand::Run {
-        scenario: name,
-        seed,
-        runs,
-        trace,
-    } = command;
-    let Some(found) = scenario::find(&name) else {
-        let known: Vec<&str> = scenario::names().collect();
-        return Err(
-            Failure::new(FailureKind::NotFound, format!("find the scenario {name}"))
-                .hint(format!("these come with Kith: {}", known.join(", ")))
-                .into(),
-        );
-    };
-    for seed in seed..seed.saturating_add(runs) {
-        let report = found.run(seed);
-        if let Some(path) = &trace {
-            std::fs::write(path, report.trace_text()).map_err(|error| {
-                Failure::new(
-                    FailureKind::Failed,
-                    format!("write the trace {}", path.display()),
-                )
-                .because(&error)
-            })?;
+    match command {
+        SimCommand::List => {
+            for name in scenario::names() {
+                let about = scenario::find(name).map(|found| found.about().to_owned());
+                let about = about.unwrap_or_default();
+                let value = json!({ "event": "scenario", "scenario": name, "about": about });
+                output.result(&value, || format!("{name:<14}{about}\n"))?;
+            }
+            Ok(())
         }
-        let value = serde_json::json!({
-            "event": "run",
-            "scenario": name,
-            "seed": seed,
-            "trace": report.trace_hash(),
-            "virtual_ms": report.virtual_ms(),
-            "events": report.events(),
-            "failures": report.failures(),
-        });
-        let line = format!(
-            "{name} seed {seed}: {}, {} events in {} virtual s, trace {}",
-            if report.failures().is_empty() {
-                "all agree"
-            } else {
-                "FAILED"
-            },
-            report.events(),
-            report.virtual_ms() / 1000,
-            report.trace_hash(),
-        );
-        output.result(&value, || line)?;
-        if !report.failures().is_empty() {
-            let mut failure =
-                Failure::new(FailureKind::Failed, format!("run {name} with seed {seed}")).hint(
-                    format!("replay it with `kith sim run {name} --seed {seed} --trace FILE`"),
-                );
-            failure.causes = report.failures().to_vec();
-            return Err(failure.into());
+        SimCommand::Run {
+            scenario: name,
+            seed,
+            runs,
+            trace,
+        } => {
+            let found = found(&name)?;
+            for seed in seed..seed.saturating_add(runs) {
+                one(&name, &found, seed, trace.as_deref(), output)?;
+            }
+            Ok(())
+        }
+        SimCommand::Swarm {
+            minutes,
+            seed,
+            runs,
+            shrink,
+        } => {
+            let until = Instant::now() + Duration::from_secs(minutes * 60);
+            swarm(until, seed, runs, shrink.as_deref(), output)
         }
     }
-    Ok(())
+}
+
+/// The scenario that comes with Kith under that name, or that stands in that file.
+fn found(name: &str) -> Result<Scenario, CommandError> {
+    if let Some(found) = scenario::find(name) {
+        return Ok(found);
+    }
+    let text = match std::fs::read_to_string(name) {
+        Ok(text) => text,
+        Err(error) => {
+            let known: Vec<&str> = scenario::names().collect();
+            let hint = format!(
+                "these come with Kith: {}; anything else is a file",
+                known.join(", ")
+            );
+            let what = format!("find the scenario {name}");
+            let failure = Failure::new(FailureKind::NotFound, what).because(&error);
+            return Err(failure.hint(hint).into());
+        }
+    };
+    scenario::of_text(name, &text).map_err(|error| {
+        let what = format!("read the scenario {name}");
+        let failure = Failure::new(FailureKind::Usage, what).because(&error);
+        failure.hint("nothing was run").into()
+    })
+}
+
+fn one(
+    name: &str,
+    found: &Scenario,
+    seed: u64,
+    trace: Option<&Path>,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let report = found.run(seed, trace.is_some());
+    if let Some(path) = trace {
+        std::fs::write(path, &report.trace_text).map_err(|error| {
+            let what = format!("write the trace {}", path.display());
+            Failure::new(FailureKind::Failed, what).because(&error)
+        })?;
+    }
+    let value = json!({
+        "event": "run",
+        "scenario": name,
+        "seed": seed,
+        "trace": report.trace_hash,
+        "virtual_ms": report.virtual_ms,
+        "events": report.events,
+        "puts": report.promises,
+        "read_back": report.read_back,
+        "delay_p50_ms": report.delay_ms(500),
+        "delay_p99_ms": report.delay_ms(990),
+        "delay_max_ms": report.delay_ms(1000),
+        "messages": report.messages,
+        "lost_packets": report.lost_packets,
+        "devices": report.devices.iter().map(moved).collect::<Vec<Value>>(),
+        "failures": report.failures,
+    });
+    output.result(&value, || told(name, seed, &report))?;
+    if report.failures.is_empty() {
+        return Ok(());
+    }
+    let what = format!("run {name} with seed {seed}");
+    let hint = format!("replay it with `kith sim run {name} --seed {seed} --trace FILE`");
+    let mut failure = Failure::new(FailureKind::Failed, what).hint(hint);
+    failure.causes.clone_from(&report.failures);
+    Err(failure.into())
+}
+
+/// Runs seeds on all cores, those that once failed first.
+fn swarm(
+    until: Instant,
+    first: Option<u64>,
+    runs: Option<u64>,
+    shrink: Option<&Path>,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let fresh = || {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(1, |since| since.as_secs()) * 1_000_000
+    };
+    let begin = first.unwrap_or_else(fresh);
+    // A seed that is asked for is that seed.
+    let known = if first.is_some() { Vec::new() } else { known() };
+    let next = AtomicU64::new(0);
+    let failed: Mutex<Vec<(u64, Report)>> = Mutex::default();
+    let (done, events) = (AtomicU64::new(0), AtomicU64::new(0));
+    let most = runs.unwrap_or(u64::MAX);
+    let work = || {
+        while Instant::now() < until {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let none_failed = failed.lock().is_ok_and(|failed| failed.is_empty());
+            if number >= most || !none_failed {
+                return;
+            }
+            let old = usize::try_from(number).ok().and_then(|at| known.get(at));
+            let fresh = number.saturating_sub(known.len() as u64);
+            let seed = old.copied().unwrap_or(begin.wrapping_add(fresh));
+            let report = kith_simulations::swarm::run(seed, false);
+            done.fetch_add(1, Ordering::Relaxed);
+            events.fetch_add(report.events, Ordering::Relaxed);
+            if !report.failures.is_empty()
+                && let Ok(mut failed) = failed.lock()
+            {
+                failed.push((seed, report));
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(work);
+        }
+    });
+    let (done, events) = (done.into_inner(), events.into_inner());
+    let failed = failed.into_inner().unwrap_or_default();
+    let seeds: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+    let value = json!({
+        "event": "swarm",
+        "first_seed": begin,
+        "runs": done,
+        "events": events,
+        "failed": seeds,
+    });
+    output.result(&value, || {
+        format!(
+            "{done} runs from seed {begin}, {events} events: {} failed\n",
+            seeds.len()
+        )
+    })?;
+    let Some((seed, report)) = failed.into_iter().next() else {
+        return Ok(());
+    };
+    if let Some(path) = shrink {
+        let fails = |draft: &Draft| !draft.scenario().run(seed, false).failures.is_empty();
+        let draft = Draft::new(seed).shrunk(&fails);
+        std::fs::write(path, draft.text()).map_err(|error| {
+            let what = format!("write the scenario {}", path.display());
+            Failure::new(FailureKind::Failed, what).because(&error)
+        })?;
+    }
+    let what = format!("run seed {seed} of the swarm");
+    let hint = format!(
+        "replay it with `kith sim swarm --seed {seed} --runs 1 --shrink FILE`, then `kith sim run FILE --seed {seed} --trace FILE`"
+    );
+    let mut failure = Failure::new(FailureKind::Failed, what).hint(hint);
+    failure.causes.clone_from(&report.failures);
+    Err(failure.into())
+}
+
+fn moved(device: &Moved) -> Value {
+    let by_purpose = |bytes: &[(&'static str, u64)]| -> Map<String, Value> {
+        let each = bytes.iter();
+        each.map(|(what, bytes)| ((*what).to_owned(), json!(bytes)))
+            .collect()
+    };
+    json!({
+        "name": device.name,
+        "sent": by_purpose(&device.sent),
+        "got": by_purpose(&device.got),
+    })
+}
+
+/// A run in a few lines.
+fn told(name: &str, seed: u64, report: &Report) -> String {
+    let outcome = if report.failures.is_empty() {
+        "all agree"
+    } else {
+        "FAILED"
+    };
+    let mut text = format!(
+        "{name} seed {seed}: {outcome}, {} events in {}, trace {}\n",
+        report.events,
+        time(report.virtual_ms),
+        report.trace_hash
+    );
+    text += &format!(
+        "  {} puts acknowledged, {} read back\n",
+        report.promises, report.read_back
+    );
+    if let (Some(half), Some(most), Some(all)) = (
+        report.delay_ms(500),
+        report.delay_ms(990),
+        report.delay_ms(1000),
+    ) {
+        text += &format!(
+            "  from the first device to the last: half of all entries in {}, 99 % in {}, all in {}\n",
+            time(half),
+            time(most),
+            time(all)
+        );
+    }
+    for device in &report.devices {
+        let sum = |bytes: &[(&'static str, u64)]| bytes.iter().map(|(_, bytes)| bytes).sum();
+        let purposes = device.sent.iter();
+        let purposes: Vec<String> = purposes
+            .map(|(what, bytes)| format!("{what} {}", human(*bytes)))
+            .collect();
+        text += &format!(
+            "  {:<12} sent {} ({}), got {}\n",
+            device.name,
+            human(sum(&device.sent)),
+            purposes.join(", "),
+            human(sum(&device.got))
+        );
+    }
+    text
+}
+
+fn time(ms: u64) -> String {
+    let (seconds, minutes, hours) = (ms / 1000, ms / 60_000, ms / 3_600_000);
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{seconds}.{} s", ms % 1000 / 100),
+        60_000..3_600_000 => format!("{minutes} min {} s", seconds % 60),
+        3_600_000..86_400_000 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{} d {} h", hours / 24, hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_tell_them() {
+        for (ms, told) in [
+            (7, "7 ms"),
+            (1999, "1.9 s"),
+            (61_000, "1 min 1 s"),
+            (3_660_000, "1 h 1 min"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(time(ms), told);
+        }
+    }
 }

@@ -51,6 +51,9 @@ fn text(status: &Status) -> String {
     for addr in &status.inside {
         text.push_str(&format!("inside     {addr}\n"));
     }
+    if status.online {
+        text.push_str(&format!("reach      {}\n", status.reach_says));
+    }
     text.push_str(&format!(
         "devices    {}, {} connected\ntree       {} versions, {} names with several current ones\nstore      {} blocks, {} on disk\nentries    {}\n",
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
@@ -82,6 +85,14 @@ fn text(status: &Status) -> String {
     }
     if let Some(why) = &status.read_only {
         text.push_str(&format!("read-only  {why}\n"));
+    }
+    if status.bulk.packs > 0 {
+        text.push_str(&format!(
+            "packs      {} came whole, {} in all, {} of it for nothing\n",
+            status.bulk.packs,
+            human(status.bulk.received),
+            human(status.bulk.wasted)
+        ));
     }
     for traffic in &status.traffic {
         text.push_str(&format!(

@@ -1,11 +1,15 @@
 //! `kith up` and `kith stop`.
 
+use std::num::NonZeroU64;
+
 use kith_node::config::Home;
+use kith_node::net::rate::Rates;
+use kith_node::net::wide::Scope;
 use kith_node::run::{Node, UpOptions};
 use kith_protocol::api::Request;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::UpArgs;
+use crate::args::{Dht, UpArgs};
 use crate::failure::CommandError;
 use crate::output::Output;
 use crate::session::{self, node_failure};
@@ -16,9 +20,23 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
     let options = UpOptions {
         listen: args.listen,
         quota: args.quota.map(|quota| quota.0),
+        keep_free: args.keep_free,
         durability: args.durability,
         lan: !args.no_lan,
         public: args.public,
+        dht: args.dht.map(|dht| match dht {
+            Dht::Lan => Scope::Lan,
+            Dht::Wan => Scope::Wan,
+        }),
+        dht_peers: args.dht_peer,
+        public_addrs: args.public_addr,
+        rates: Rates {
+            upload: args.max_upload.0.and_then(NonZeroU64::new),
+            download: args.max_download.0.and_then(NonZeroU64::new),
+        },
+        connections_max: args.max_connections,
+        relay: !args.no_relay,
+        router: !args.no_upnp,
     };
     let daemon = tokio::select! {
         up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,

@@ -12,6 +12,8 @@ use kith_object::time::{Span, Time};
 pub const BOOK_DEVICES_MAX: usize = 256;
 /// Most addresses remembered of one device.
 pub const BOOK_ADDRS_MAX: usize = 16;
+/// Of these, told by the device itself: there is always room for what others have heard since.
+const OWN_MAX: usize = 12;
 /// Longest address, as text.
 pub const ADDR_BYTES_MAX: usize = 256;
 /// First pause after a failed dial; doubles up to [`RETRY_MAX`].
@@ -34,7 +36,10 @@ pub struct Book {
 
 #[derive(Debug)]
 struct Known {
-    addrs: BTreeSet<String>,
+    /// As the device itself told, since the start.
+    own: BTreeSet<String>,
+    /// As others told, where that is something else.
+    hearsay: BTreeSet<String>,
     /// Where it was last seen in the local network. Never told on and never kept: who told of it is not known.
     sighted: Vec<String>,
     dialled: Option<Time>,
@@ -68,17 +73,21 @@ impl Book {
             .devices
             .entry(device)
             .or_insert_with(|| Known::new(now));
-        let before = known.addrs.clone();
+        let before = (known.own.clone(), known.hearsay.clone());
         if from_itself {
-            known.addrs = addrs;
+            known.own = addrs.into_iter().take(OWN_MAX).collect();
+            known.hearsay.clear();
         } else {
-            // Old ones that led nowhere make room for what others have heard since.
-            if known.addrs.union(&addrs).count() > BOOK_ADDRS_MAX {
-                known.addrs.clear();
+            let news = addrs.difference(&known.own).cloned();
+            let news: BTreeSet<String> = news.collect();
+            // Old ones that led nowhere make room for what others have heard since; what the device itself told does not, or anybody could have it forgotten.
+            let room = BOOK_ADDRS_MAX - known.own.len();
+            if known.hearsay.union(&news).count() > room {
+                known.hearsay.clear();
             }
-            known.addrs.extend(addrs);
+            known.hearsay.extend(news.into_iter().take(room));
         }
-        let learnt = known.addrs != before;
+        let learnt = (&known.own, &known.hearsay) != (&before.0, &before.1);
         if learnt {
             known.retry = RETRY_FIRST;
             known.next_dial = now;
@@ -123,26 +132,45 @@ impl Book {
         self.devices.retain(|device, _| allowed.contains(device));
     }
 
-    /// What to dial now; each call counts as an attempt.
+    /// What to dial now, `most` at a time; each call counts as an attempt. Those that have waited longest come first, and else those nearest to `me` by their
+    /// names: where there are more devices than each can be connected with, each dials others, and all hang together.
     pub fn due(
         &mut self,
         now: Time,
+        me: &DeviceId,
+        most: usize,
         absent: impl Fn(&DeviceId) -> bool,
     ) -> Vec<(DeviceId, Vec<String>)> {
-        let mut due = Vec::new();
-        for (device, known) in &mut self.devices {
-            if known.next_dial <= now && absent(device) {
+        let due = self.devices.iter();
+        let mut due: Vec<(Time, [u8; 32], DeviceId)> = due
+            .filter(|(device, known)| known.next_dial <= now && absent(device))
+            .map(|(device, known)| {
+                let mut distance = device.0;
+                for (byte, mine) in distance.iter_mut().zip(me.0) {
+                    *byte ^= mine;
+                }
+                (known.next_dial, distance, *device)
+            })
+            .collect();
+        due.sort_unstable();
+        due.truncate(most);
+        let mut dials = Vec::new();
+        for (_, _, device) in due {
+            if let Some(known) = self.devices.get_mut(&device) {
                 known.dialled = Some(now);
                 known.next_dial = now + known.retry;
                 known.retry = Span(known.retry.0.saturating_mul(2).min(RETRY_MAX.0));
-                due.push((*device, known.to_dial()));
+                dials.push((device, known.to_dial()));
             }
         }
-        due
+        dials
     }
 
     /// When [`Book::due`] has something next.
-    pub fn next_due(&self, absent: impl Fn(&DeviceId) -> bool) -> Option<Time> {
+    pub fn next_due(&self, most: usize, absent: impl Fn(&DeviceId) -> bool) -> Option<Time> {
+        if most == 0 {
+            return None;
+        }
         self.devices
             .iter()
             .filter(|(device, _)| absent(device))
@@ -162,8 +190,8 @@ impl Book {
     pub fn iter(&self) -> impl Iterator<Item = (&DeviceId, Vec<String>)> {
         self.devices
             .iter()
-            .filter(|(_, known)| !known.addrs.is_empty())
-            .map(|(device, known)| (device, known.addrs.iter().cloned().collect()))
+            .map(|(device, known)| (device, known.told().cloned().collect::<Vec<_>>()))
+            .filter(|(_, addrs)| !addrs.is_empty())
     }
 
     /// The book as bytes, with the addresses of the device itself first: what peers tell each other, and what is kept on disk.
@@ -218,7 +246,8 @@ impl Book {
 impl Known {
     fn new(now: Time) -> Self {
         Self {
-            addrs: BTreeSet::new(),
+            own: BTreeSet::new(),
+            hearsay: BTreeSet::new(),
             sighted: Vec::new(),
             dialled: None,
             retry: RETRY_FIRST,
@@ -226,11 +255,13 @@ impl Known {
         }
     }
 
+    /// What is told on and kept, its own words first.
+    fn told(&self) -> impl Iterator<Item = &String> {
+        self.own.iter().chain(&self.hearsay)
+    }
+
     fn to_dial(&self) -> Vec<String> {
-        let others = self
-            .addrs
-            .iter()
-            .filter(|addr| !self.sighted.contains(addr));
+        let others = self.told().filter(|addr| !self.sighted.contains(addr));
         self.sighted
             .iter()
             .chain(others)
@@ -357,16 +388,16 @@ mod tests {
         let mut now = Time(0);
         let mut pauses = Vec::new();
         for _ in 0..9 {
-            assert_eq!(book.due(now, |_| true).len(), 1);
-            assert!(book.due(now, |_| true).is_empty());
-            let next = book.next_due(|_| true).unwrap();
+            assert_eq!(book.due(now, &device(0), 9, |_| true).len(), 1);
+            assert!(book.due(now, &device(0), 9, |_| true).is_empty());
+            let next = book.next_due(9, |_| true).unwrap();
             pauses.push(next.since(now).0 / 1000);
             now = next;
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         book.met(now, &device(1));
-        assert_eq!(book.next_due(|_| true), Some(now + RETRY_FIRST));
-        assert_eq!(book.next_due(|_| false), None);
+        assert_eq!(book.next_due(9, |_| true), Some(now + RETRY_FIRST));
+        assert_eq!(book.next_due(9, |_| false), None);
     }
 
     #[test]
@@ -388,19 +419,57 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_told_of_itself_is_not_crowded_out_by_others() {
+        let mut book = Book::default();
+        book.learn(Time(0), device(1), &["/true".into()], true);
+        for n in 0..100 {
+            let lies: Vec<String> = (0..16).map(|i| format!("/lie/{n}/{i}")).collect();
+            book.learn(Time(n), device(1), &lies, false);
+            let known = book.addrs_to_dial(&device(1));
+            assert_eq!(known[0], "/true");
+            assert!(known.len() <= BOOK_ADDRS_MAX);
+        }
+        // Its own word ends what others said.
+        book.learn(Time(200), device(1), &["/moved".into()], true);
+        assert_eq!(book.addrs_to_dial(&device(1)), ["/moved"]);
+    }
+
+    #[test]
+    fn no_more_are_dialled_than_there_is_room_for_and_each_device_prefers_others() {
+        let mut firsts = BTreeSet::new();
+        for me in 0..16 {
+            let mut book = Book::default();
+            for n in 0..16 {
+                book.learn(Time(0), device(n), &["there".into()], true);
+            }
+            assert_eq!(book.next_due(0, |_| true), None, "there is no room");
+            assert!(book.due(Time(0), &device(me), 0, |_| true).is_empty());
+            let mut dialled = BTreeSet::new();
+            for _ in 0..4 {
+                let due = book.due(Time(0), &device(me), 4, |_| true);
+                assert_eq!(due.len(), 4);
+                firsts.insert(due[0].0);
+                dialled.extend(due.into_iter().map(|(device, _)| device));
+            }
+            assert_eq!(dialled.len(), 16, "those that wait have their turn");
+        }
+        assert_eq!(firsts.len(), 16);
+    }
+
+    #[test]
     fn sighted_device_is_tried_at_once_and_what_was_known_stays() {
         let mut book = Book::default();
         book.learn(Time(0), device(1), &["far".into()], true);
         let mut now = Time(0);
         for _ in 0..9 {
-            assert_eq!(book.due(now, |_| true).len(), 1);
-            now = book.next_due(|_| true).unwrap();
+            assert_eq!(book.due(now, &device(0), 9, |_| true).len(), 1);
+            now = book.next_due(9, |_| true).unwrap();
         }
-        assert_eq!(book.due(now, |_| true).len(), 1);
+        assert_eq!(book.due(now, &device(0), 9, |_| true).len(), 1);
         // It is away for long; then it says that it is here.
         now = now + Span::from_secs(10);
         book.sight(now, device(1), &["near".into()]);
-        let due = book.due(now, |_| true);
+        let due = book.due(now, &device(0), 9, |_| true);
         assert_eq!(
             due,
             [(device(1), vec!["near".to_owned(), "far".to_owned()])]
@@ -410,7 +479,7 @@ mod tests {
         for ms in 0..10_000 {
             let now = now + Span::from_ms(ms);
             book.sight(now, device(1), &[format!("near {}", ms % 2)]);
-            dials += book.due(now, |_| true).len();
+            dials += book.due(now, &device(0), 9, |_| true).len();
         }
         assert!((9..=10).contains(&dials), "{dials} dials in ten seconds");
         // Others are told what it said of itself, and the book keeps that.

@@ -114,10 +114,6 @@ pub fn survey<D: Disk, I: Index>(
         }
         survey.packs += 1;
         survey.bytes += info.bytes;
-        // No walk through sealed objects leads to what is public: such packs are merged, and nothing in them is left out.
-        if info.class == Class::Public && reached.is_some() {
-            continue;
-        }
         let mut garbage = (0, 0);
         if let Some(reached) = reached {
             match store.pack_blocks(&pack) {
@@ -310,12 +306,45 @@ pub fn drop_ripe<D: Disk, I: Index>(
         return Ok(None);
     }
     let may_go = |cid: &Cid| {
-        let is_left_out = cid
-            .digest()
-            .is_some_and(|digest| left_out.contains(&digest));
+        // Retirements do not name what is public: it is this device's alone.
+        let is_left_out = cid.digest().is_none_or(|digest| left_out.contains(&digest));
         is_left_out && !walks.is_empty() && !walks.iter().any(|reached| reached.has(cid))
     };
+    if walks.is_empty() {
+        // What a retirement leaves out of what is public is not known, and not copied for that.
+        for block in store.pack_blocks(pack)? {
+            if block.cid.digest().is_none() && !store.lies_live(&block.cid)? {
+                return Ok(None);
+            }
+        }
+    }
     store.drop_retired(pack, &may_go)
+}
+
+/// Whether a kept public pack has blocks that no public root leads to, by a walk through all of them.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn has_strays<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    reached: &Reached,
+) -> Result<bool, StoreError> {
+    let cached: BTreeSet<PackId> = store.cached_packs().into_iter().collect();
+    for (pack, info) in store.packs()? {
+        if info.class != Class::Public || cached.contains(&pack) {
+            continue;
+        }
+        let blocks = match store.pack_blocks(&pack) {
+            Ok(blocks) => blocks,
+            // Whatever is in it.
+            Err(StoreError::Pack { .. }) => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        if blocks.iter().any(|block| !reached.has_public(&block.cid)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Which of the blocks that others leave out this device reaches and does not have in a live pack.

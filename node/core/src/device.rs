@@ -16,7 +16,7 @@ use kith_crdt::access::{Access, Newcomer, Role};
 use kith_crdt::catalogue::{Born, CatalogueRecord, Retired, Seen};
 use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{
-    Change, PlanError, Record, RecordError, Retention, Tree, VersionId, VersionInfo,
+    Change, PlanError, Record, RecordError, Retention, Tree, TreePath, VersionId, VersionInfo,
 };
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
@@ -24,10 +24,13 @@ use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
 use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
+use kith_protocol::record::{AddressRecord, Key, Subject};
 
 use crate::book::{Book, Telling};
 use crate::group;
 use crate::policy::Policy;
+use crate::routing::Routing;
+use crate::steady::Steady;
 use crate::upkeep::Upkeep;
 
 pub use waking::Waking;
@@ -45,6 +48,8 @@ pub struct Setup {
     pub spread_entries: bool,
     /// Whether it came in by the words and has agreed with no other device since: it seals nothing before it has.
     pub unsettled: bool,
+    /// How many others it connects with by itself; beyond that it waits to be dialled, and dials only who has what it looks for.
+    pub connections: usize,
     /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
     pub anti_entropy: bool,
 }
@@ -94,6 +99,24 @@ pub enum Input {
     },
     /// Devices that say they provide what was looked for.
     Providers(Vec<DeviceId>),
+    /// What this device holds for good now: packs, and roots that are pinned.
+    Holds(BTreeSet<Subject>),
+    /// A device wants a record kept in the DHT.
+    Offered {
+        /// Under which key.
+        key: [u8; 32],
+        /// The record.
+        record: Bytes,
+    },
+    /// A record that was looked for, or something else in its place.
+    Record {
+        /// Its key.
+        key: [u8; 32],
+        /// The record.
+        record: Bytes,
+    },
+    /// A dial came to nothing.
+    Unreachable(DeviceId),
     /// Where this device listens now.
     Listening(Vec<String>),
     /// Addresses that a device told of itself.
@@ -342,6 +365,22 @@ pub enum Effect {
     Provide([u8; 32]),
     /// Look in the DHT for who provides something.
     FindProviders([u8; 32]),
+    /// Put a record into the DHT.
+    PutRecord {
+        /// Under which key.
+        key: [u8; 32],
+        /// The record.
+        record: Bytes,
+    },
+    /// Keep a record of another device for the DHT.
+    KeepRecord {
+        /// Under which key.
+        key: [u8; 32],
+        /// The record.
+        record: Bytes,
+    },
+    /// Look in the DHT for a record.
+    FindRecord([u8; 32]),
     /// A command was carried out and is durable, or was not.
     Done {
         /// As the command said.
@@ -360,7 +399,9 @@ pub struct Device {
     keys: DeviceKeys,
     me: DeviceId,
     rng: Rng,
+    /// What is waited for is waited for by this; it never falls.
     now: Time,
+    clock: Steady,
     anti_entropy: bool,
     replica: Replica,
     tree: Tree,
@@ -378,6 +419,8 @@ pub struct Device {
     telling: Telling,
     own_addrs: Vec<String>,
     connected: BTreeSet<DeviceId>,
+    /// As [`Setup::connections`].
+    connections: usize,
     /// Number of the last append asked for, and of the last known durable.
     appended: (u64, u64),
     /// What waits for an append to be durable, in order.
@@ -393,6 +436,7 @@ pub struct Device {
     books_under_way: BTreeMap<DeviceId, Vec<usize>>,
     /// Looked for in the DHT, to look once per fetch.
     sought: BTreeSet<Cid>,
+    routing: Routing,
     effects: VecDeque<Effect>,
 }
 
@@ -424,6 +468,8 @@ const REPLAY_AT_ONCE: usize = 16;
 const BOOKS_UNDER_WAY_MAX: usize = 64;
 /// Most roots of one command that are announced; the folder's own root comes first.
 const PROVIDED_MAX: usize = 64;
+/// Most roots at the top of the tree that are announced.
+const ROOTS_MAX: usize = 4096;
 /// Most CIDs looked for in the DHT at once.
 const SOUGHT_MAX: usize = 64;
 
@@ -432,7 +478,8 @@ impl Device {
     pub fn open(now: Time, setup: Setup, log: &[Bytes]) -> Self {
         let mut waking = Waking::new(now, setup);
         let mut records = BTreeMap::new();
-        for record in log {
+        let forgotten = usize::from(cfg!(planted = "forget-the-last-entry"));
+        for record in log.iter().rev().skip(forgotten).rev() {
             if let Some(id) = waking.record(record) {
                 records.insert(id, record);
             }
@@ -447,6 +494,7 @@ impl Device {
         Self {
             me,
             now,
+            clock: Steady::new(now),
             anti_entropy: setup.anti_entropy,
             replica: Replica::open(setup.space, Some(&setup.keys)),
             tree: Tree::new(),
@@ -461,6 +509,7 @@ impl Device {
             telling: Telling::default(),
             own_addrs: Vec::new(),
             connected: BTreeSet::new(),
+            connections: setup.connections,
             appended: (0, 0),
             waiting: VecDeque::new(),
             epoch_due: None,
@@ -469,15 +518,16 @@ impl Device {
             replaying: false,
             books_under_way: BTreeMap::new(),
             sought: BTreeSet::new(),
+            routing: Routing::new(now, &mut rng),
             effects: VecDeque::new(),
             keys: setup.keys,
             rng,
         }
     }
 
-    /// Advances the machine; `now` may stand still or fall, as clocks do, and then counts as the last one.
+    /// Advances the machine; `now` is what the clock says, which may stand still, fall or leap, as clocks do.
     pub fn handle(&mut self, now: Time, input: Input) {
-        self.now = self.now.max(now);
+        self.now = self.clock.tick(now);
         match input {
             Input::Connected(peer) => self.connected(peer),
             Input::Disconnected(peer) => self.disconnected(peer),
@@ -504,9 +554,33 @@ impl Device {
                 bytes,
             } => self.published(from, message, &bytes),
             Input::Providers(devices) => self.providers(&devices),
+            Input::Holds(subjects) => {
+                let roots = self.roots();
+                self.routing.holds(subjects, roots);
+            }
+            Input::Offered { key, record } => {
+                let known = AddressRecord::decode(&record).is_ok_and(|said| {
+                    let device = said.device();
+                    self.policy.admits(&device)
+                        && said.may_be(self.clock.wall())
+                        && self.key_of(&Subject::Device(device)) == Some(Key(key))
+                });
+                if known {
+                    self.effects.push_back(Effect::KeepRecord { key, record });
+                }
+            }
+            Input::Record { key, record } => self.found_record(Key(key), &record),
+            Input::Unreachable(device) => {
+                if self.routing.missed(self.now, device)
+                    && let Some(key) = self.key_of(&Subject::Device(device))
+                {
+                    self.effects.push_back(Effect::FindRecord(key.0));
+                }
+            }
             Input::Listening(addrs) => {
                 if self.own_addrs != addrs {
                     self.own_addrs = addrs;
+                    self.routing.moved(self.now);
                     self.tell_book(None);
                 }
             }
@@ -577,19 +651,21 @@ impl Device {
         self.effects.pop_front()
     }
 
-    /// When to come back with [`Input::Wake`], if nothing happens before.
+    /// When to come back with [`Input::Wake`], if nothing happens before, as the clock goes now.
     pub fn next_wakeup(&self) -> Option<Time> {
         let absent = |device: &DeviceId| !self.connected.contains(device);
         [
             self.exchange.next_wakeup(),
             self.gossip.next_wakeup(),
-            self.book.next_due(absent),
+            self.book.next_due(self.room_for_dials(), absent),
             self.telling.next_due(),
+            self.routing.next_wakeup(),
             self.epoch_due,
         ]
         .into_iter()
         .flatten()
         .min()
+        .map(|at| self.clock.wall_at(at))
     }
 
     /// The device's name.
@@ -656,6 +732,11 @@ impl Device {
         &self.connected
     }
 
+    /// How many more devices this one may dial by itself.
+    fn room_for_dials(&self) -> usize {
+        self.connections.saturating_sub(self.connected.len())
+    }
+
     /// Where others are known to listen.
     pub fn book(&self) -> &Book {
         &self.book
@@ -705,6 +786,7 @@ impl Device {
             "only what counts is asked for again"
         );
         self.telling.check_invariants();
+        self.routing.check_invariants();
         self.exchange.check_invariants();
         self.gossip.check_invariants();
     }
@@ -721,6 +803,7 @@ impl Device {
             return;
         }
         self.book.met(self.now, &peer);
+        self.routing.met(&peer);
         self.telling.met(self.now, peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerUp(peer));
@@ -945,7 +1028,8 @@ impl Device {
         &mut self,
         write: impl FnOnce(&mut Replica, &DeviceKeys, Time, &mut Rng) -> Result<Vec<Entry>, AuthorError>,
     ) -> Result<(), CommandError> {
-        let written = write(&mut self.replica, &self.keys, self.now, &mut self.rng);
+        let now = self.clock.wall();
+        let written = write(&mut self.replica, &self.keys, now, &mut self.rng);
         let entries = written.as_deref().unwrap_or_default();
         if entries.len() > 1 {
             // Killed in the middle, the device finds the group unfinished and drops it: absent or whole.
@@ -1174,11 +1258,9 @@ impl Device {
     /// Lets go of what waited for the disk, moves effects of the machines out, dials who is due.
     fn settle(&mut self) {
         self.epoch_duty();
-        while self
-            .waiting
-            .front()
-            .is_some_and(|(number, _)| *number <= self.appended.1)
-        {
+        while self.waiting.front().is_some_and(|(number, _)| {
+            *number <= self.appended.1 || cfg!(planted = "acknowledge-before-sync")
+        }) {
             let Some((_, waiting)) = self.waiting.pop_front() else {
                 break;
             };
@@ -1197,11 +1279,7 @@ impl Device {
                     request,
                     outcome: Ok(()),
                 }),
-                Waiting::Provide(cid) => {
-                    if let Some(key) = self.blinded(&cid) {
-                        self.effects.push_back(Effect::Provide(key));
-                    }
-                }
+                Waiting::Provide(cid) => self.routing.put(Subject::Root(cid)),
             }
         }
         self.drain_gossip();
@@ -1212,14 +1290,67 @@ impl Device {
             self.effects.push_back(Effect::Settled);
         }
         let connected = &self.connected;
-        for (device, addrs) in self
-            .book
-            .due(self.now, |device| !connected.contains(device))
-        {
+        let most = self.connections.saturating_sub(connected.len());
+        for (device, addrs) in self.book.due(self.now, &self.me, most, |device| {
+            !connected.contains(device)
+        }) {
             self.effects.push_back(Effect::Dial { device, addrs });
         }
         for peer in self.telling.due(self.now) {
             self.send_book(peer);
+        }
+        self.announce();
+    }
+
+    /// Announces in the DHT what is due.
+    fn announce(&mut self) {
+        let epoch = self.replica.epoch_parts();
+        let Some((epoch, holder, _)) = epoch else {
+            return;
+        };
+        let blinding = &holder.blinding;
+        self.routing
+            .under(epoch, !self.connected.is_empty(), |subject| {
+                subject.key(blinding)
+            });
+        while let Some(key) = self.routing.due(self.now) {
+            self.effects.push_back(Effect::Provide(key.0));
+        }
+        if self.routing.address_is_due(self.now)
+            && let Some(record) =
+                AddressRecord::sign(&self.keys, self.clock.wall(), &self.own_addrs)
+        {
+            let key = Subject::Device(self.me).key(blinding);
+            let record = Bytes::copy_from_slice(record.bytes());
+            self.effects
+                .push_back(Effect::PutRecord { key: key.0, record });
+        }
+    }
+
+    /// Roots at the top of the tree that can be announced.
+    fn roots(&self) -> BTreeSet<Subject> {
+        let listed = self.tree.list(&TreePath::root()).unwrap_or_default();
+        let links = listed.into_iter().filter_map(|listed| listed.link);
+        links
+            .take(ROOTS_MAX)
+            .map(|link| Subject::Root(link.cid()))
+            .collect()
+    }
+
+    /// What a device says of its addresses, if the record is what was looked for.
+    fn found_record(&mut self, key: Key, record: &[u8]) {
+        let Ok(record) = AddressRecord::decode(record) else {
+            return;
+        };
+        let device = record.device();
+        let sought = self.policy.admits(&device)
+            && record.is_of_use(self.clock.wall())
+            && self.key_of(&Subject::Device(device)) == Some(key);
+        if sought
+            && self.routing.is_news(&record)
+            && self.book.learn(self.now, device, record.addrs(), true)
+        {
+            self.tell_book(None);
         }
     }
 
@@ -1278,9 +1409,9 @@ impl Device {
                 exchange::Effect::Unavailable { request, cid } => {
                     if self.sought.len() < SOUGHT_MAX
                         && self.sought.insert(cid)
-                        && let Some(key) = self.blinded(&cid)
+                        && let Some(key) = self.key_of(&Subject::Root(cid))
                     {
-                        self.effects.push_back(Effect::FindProviders(key));
+                        self.effects.push_back(Effect::FindProviders(key.0));
                     }
                     self.effects.push_back(Effect::Unavailable { request, cid });
                 }
@@ -1303,12 +1434,10 @@ impl Device {
         }
     }
 
-    /// What a CID is called in the DHT: only who has the holder key can tell what it stands for.
-    fn blinded(&self, cid: &Cid) -> Option<[u8; 32]> {
+    /// What something is called in the DHT: only who has the holder key can tell what it stands for.
+    fn key_of(&self, subject: &Subject) -> Option<Key> {
         let (_, holder, _) = self.replica.epoch_parts()?;
-        let mut material = holder.blinding.expose().to_vec();
-        material.extend_from_slice(&cid.to_bytes());
-        Some(kith_object::key::derive("kith dht key 1", &material))
+        Some(subject.key(&holder.blinding))
     }
 
     fn send_book(&mut self, peer: DeviceId) {

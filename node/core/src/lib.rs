@@ -18,4 +18,6 @@ pub mod device;
 mod group;
 pub mod policy;
 pub mod retirement;
+mod routing;
+mod steady;
 pub mod upkeep;

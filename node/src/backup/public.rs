@@ -147,7 +147,7 @@ impl<'a> PublicWriter<'a> {
         let profile = self.profile;
         let written = unixfs::folder(profile, &entries, &mut |cid, block| self.keep(cid, &block));
         match written {
-            Err(FolderError::TooLong) => Err(ArchiveError::Sharded),
+            Err(FolderError::Collide) => Err(ArchiveError::Sharded),
             Err(FolderError::Sink(error)) => self.done(Err(error)),
             Ok(written) => Ok(written),
         }

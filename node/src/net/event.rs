@@ -65,6 +65,10 @@ pub enum NetEvent {
         device: DeviceId,
         addrs: Vec<Multiaddr>,
     },
+    /// A device wants this kept in the DHT under that key; unverified.
+    Offered { key: [u8; 32], record: Bytes },
+    /// What a device answers to a search for a record; unverified, and there may be several.
+    Record { key: [u8; 32], record: Bytes },
     /// Answer to a search: allowed devices said to provide that key, at most 64.
     Providers { token: u64, devices: Vec<DeviceId> },
 }

@@ -2,8 +2,7 @@
 //!
 //! Spec: `protocol/spec/net.md`, "Order of behaviours".
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,52 +15,66 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kith_object::id::{DeviceId, SpaceId};
 use kith_protocol::exchange::Parts;
+use kith_protocol::record::{ADDRESS_RECORD_BYTES_MAX, AddressRecord, Key, Ledger};
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::ListenerId;
+use libp2p::core::upgrade::Version;
 use libp2p::gossipsub::{self, IdentTopic, MessageAcceptance, MessageAuthenticity, ValidationMode};
-use libp2p::kad::store::{MemoryStore, MemoryStoreConfig, RecordStore};
-use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, StoreInserts};
+use libp2p::kad::{
+    self, GetProvidersOk, GetRecordOk, InboundRequest, QueryId, QueryResult, Quorum, Record,
+};
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, StreamProtocol, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, identify, noise, ping, tcp, yamux};
+use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, Transport, TransportError, identify, noise, ping, quic,
+    relay, tcp, upnp, yamux,
+};
 use tokio::runtime;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::debug;
 use zeroize::Zeroizing;
 
+use super::dht::{self, ADDRESSES_MAX, KAD, Records};
+use super::direct::{Pinholes, Shortcuts};
 use super::event::{GossipId, NetEvent, NetEvents, Outbox, OwnerGone, queue};
-use super::streams::{SendError, Shared, Streams, StreamsEvent, Who};
+use super::mux::{Muxing, Wide};
+use super::rate::{Limited, Limits, Rates};
+use super::streams::{Raw, RawStream, SendError, Shared, Streams, StreamsEvent, Who};
+use super::ways::{
+    self, HOP, Known, Link, Links, Patience, Proof, Reach, Router, Standing, Ways, WaysEvent,
+    ip_of, is_relayed,
+};
 use super::{Channel, device_of, is_tcp, keypair_of, listen, peer_of};
+use crate::config::now;
 
 /// Longest gossip message; larger things are announced and fetched. Below gossipsub's 64 KiB, which count the envelope.
 pub const PUBLISH_BYTES_MAX: usize = 60 << 10;
 /// Commands that wait for the swarm.
 const COMMANDS_MAX: usize = 1024;
-/// Connections to one device: two dials at once on two transports, and no more.
-const CONNECTIONS_PER_DEVICE_MAX: u32 = 4;
-/// Connections in all; a mesh has hundreds of devices.
-const CONNECTIONS_MAX: u32 = 1024;
+/// Connections to one device: two dials at once on two transports, one that is relayed, and one that tries an address.
+const CONNECTIONS_PER_DEVICE_MAX: u32 = 6;
 /// Handshakes under way in either direction; they are what a stranger can cost.
 const HANDSHAKES_MAX: u32 = 64;
-/// Addresses kept of one device, as told by it or by the owner.
-const ADDRESSES_MAX: usize = 16;
 /// Devices being dialled on the owner's behalf.
 const DIALS_MAX: usize = 256;
 /// Addresses tried at a time in one dial.
 const DIALS_AT_ONCE: NonZeroU8 = NonZeroU8::new(8).expect("8 is not zero");
 /// How long TCP goes before QUIC is tried as well: several round trips within a continent.
 const TCP_HEAD_START: Duration = Duration::from_millis(500);
+/// How long both go before somebody is asked to relay.
+const DIRECT_HEAD_START: Duration = Duration::from_millis(1000);
+/// Between two looks at which connections are too many, and whether somebody has to relay.
+const TIDY_EVERY: Duration = Duration::from_secs(5);
+/// Failed dials that are told to the owner.
+const FAILED_MAX: usize = 256;
 /// Searches for providers under way.
 const SEARCHES_MAX: usize = 256;
 /// Devices named in the answer to one search.
 const PROVIDERS_MAX: usize = 64;
-/// Keys this device provides, and keys of others it keeps records of.
-const PROVIDED_MAX: usize = 100_000;
-/// Name of the DHT protocol.
-const KAD: StreamProtocol = StreamProtocol::new("/kith/kad/1");
 /// What stands before gossipsub's versions in its protocol names.
 const GOSSIP_PREFIX: &str = "/kith/gossip";
 /// Domain of the hash that turns a mesh id into its gossip topic.
@@ -74,7 +87,35 @@ pub struct Config {
     pub listen: Vec<Multiaddr>,
     /// The mesh, whose hash is the gossip topic.
     pub mesh: SpaceId,
+    /// How fast it may send and receive.
+    pub rates: Rates,
+    /// Most connections in all.
+    pub connections_max: u32,
+    /// Whether it relays between devices that cannot reach each other, once it is reachable itself.
+    pub relay: bool,
+    /// Whether the router is asked for a port (UPnP).
+    pub router: bool,
+    /// What it keeps for the others, as [`InsideHandle::records`] gave it before.
+    pub records: Vec<u8>,
 }
+
+impl Config {
+    /// The usual: no limit on speed, [`CONNECTIONS_USUAL`], relaying, and no router asked.
+    pub fn new(mesh: SpaceId, listen: Vec<Multiaddr>) -> Self {
+        Self {
+            listen,
+            mesh,
+            rates: Rates::default(),
+            connections_max: CONNECTIONS_USUAL,
+            relay: true,
+            router: false,
+            records: Vec::new(),
+        }
+    }
+}
+
+/// Connections in all, unless the owner says otherwise: what the cheapest routers at home bear, as far as people tell.
+pub const CONNECTIONS_USUAL: u32 = 50;
 
 /// Why an inside did not start.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +174,7 @@ pub struct InsideHandle {
     streams: Arc<Shared>,
     control: Arc<Control>,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
+    raw: Arc<Mutex<Option<mpsc::Receiver<RawStream>>>>,
 }
 
 /// What reaches the swarm without passing through the queue of commands.
@@ -168,6 +210,25 @@ enum Command {
         key: [u8; 32],
         token: u64,
     },
+    PutRecord {
+        key: [u8; 32],
+        record: Bytes,
+    },
+    KeepRecord {
+        key: [u8; 32],
+        record: Bytes,
+    },
+    FindRecord {
+        key: [u8; 32],
+    },
+    Records {
+        answer: oneshot::Sender<Option<Vec<u8>>>,
+    },
+    Reach {
+        answer: oneshot::Sender<Reach>,
+    },
+    #[cfg(test)]
+    Panic,
 }
 
 impl fmt::Debug for InsideHandle {
@@ -244,7 +305,7 @@ impl InsideHandle {
         self.command(Command::Verdict { id, accept })
     }
 
-    /// Announces in the DHT that this device provides what `key` stands for, from now on, twice a day, until [`InsideHandle::stop_providing`] or a restart.
+    /// Announces in the DHT, once, that this device provides what `key` stands for; the others believe it for two days.
     ///
     /// # Errors
     /// [`Refused::Full`], [`Refused::Stopped`].
@@ -252,7 +313,7 @@ impl InsideHandle {
         self.command(Command::Provide { key })
     }
 
-    /// Announces a key no longer; others forget it within two days.
+    /// Tells no longer that a key is provided; others forget it within two days.
     ///
     /// # Errors
     /// [`Refused::Full`], [`Refused::Stopped`].
@@ -268,7 +329,73 @@ impl InsideHandle {
         self.command(Command::FindProviders { key, token })
     }
 
-    /// Cuts off a device that misbehaves, and refuses it for a minute.
+    /// Puts an address record of this device into the DHT.
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::Stopped`].
+    pub fn put_record(&self, key: [u8; 32], record: Bytes) -> Result<(), Refused> {
+        self.command(Command::PutRecord { key, record })
+    }
+
+    /// Keeps a record that came as [`NetEvent::Offered`].
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::Stopped`].
+    pub fn keep_record(&self, key: [u8; 32], record: Bytes) -> Result<(), Refused> {
+        self.command(Command::KeepRecord { key, record })
+    }
+
+    /// Searches the DHT for an address record; whatever stands under that key comes as [`NetEvent::Record`].
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::Stopped`].
+    pub fn find_record(&self, key: [u8; 32]) -> Result<(), Refused> {
+        self.command(Command::FindRecord { key })
+    }
+
+    /// What this device keeps for the others, as bytes; `None` if it is as the last time.
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::Stopped`].
+    pub async fn records(&self) -> Result<Option<Vec<u8>>, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Records { answer })?;
+        answered.await.map_err(|_| Refused::Stopped)
+    }
+
+    /// How this device is reached, and how it reaches the others.
+    ///
+    /// # Errors
+    /// [`Refused::Full`], [`Refused::Stopped`].
+    pub async fn reach(&self) -> Result<Reach, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Reach { answer })?;
+        answered.await.map_err(|_| Refused::Stopped)
+    }
+
+    /// Opens a stream to a device; what it is for is the caller's to say there.
+    ///
+    /// # Errors
+    /// [`Refused::NotConnected`]; also if the device does not speak that protocol.
+    pub async fn open_raw(&self, device: DeviceId, raw: Raw) -> Result<RawStream, Refused> {
+        let opened = self.streams.open_raw(&device, raw).await;
+        opened.map_err(|_| Refused::NotConnected)
+    }
+
+    /// Streams that other devices open, for the one who answers them; `None` if somebody has them already.
+    pub fn take_raw(&self) -> Option<mpsc::Receiver<RawStream>> {
+        self.raw
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Devices that are connected.
+    pub fn connected(&self) -> Vec<DeviceId> {
+        self.streams.connected()
+    }
+
+    /// Cuts off a device that misbehaves, and refuses it for a while.
     pub fn disconnect(&self, device: DeviceId) {
         self.streams.cut(device);
     }
@@ -298,6 +425,12 @@ impl InsideHandle {
         }
     }
 
+    /// Ends the task as a defect in it would.
+    #[cfg(test)]
+    pub(super) fn panic(&self) {
+        let _ = self.command(Command::Panic);
+    }
+
     /// The streams beneath, to break rules on them.
     #[cfg(test)]
     pub(super) fn streams(&self) -> &Shared {
@@ -321,7 +454,8 @@ struct Behaviours {
     allowed: allow_block_list::Behaviour<AllowedPeers>,
     limits: connection_limits::Behaviour,
     streams: Streams,
-    kad: kad::Behaviour<MemoryStore>,
+    ways: Ways,
+    kad: kad::Behaviour<Records>,
     gossip: gossipsub::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -331,6 +465,7 @@ struct Behaviours {
 #[derive(Debug)]
 enum Happening {
     Streams(StreamsEvent),
+    Ways(Box<WaysEvent>),
     Kad(kad::Event),
     Gossip(gossipsub::Event),
     Identify(Box<identify::Event>),
@@ -340,6 +475,12 @@ enum Happening {
 impl From<StreamsEvent> for Happening {
     fn from(event: StreamsEvent) -> Self {
         Self::Streams(event)
+    }
+}
+
+impl From<WaysEvent> for Happening {
+    fn from(event: WaysEvent) -> Self {
+        Self::Ways(Box::new(event))
     }
 }
 
@@ -386,8 +527,9 @@ impl Inside {
         config: Config,
     ) -> Result<(InsideHandle, NetEvents), StartError> {
         let (outbox, events) = queue();
-        let streams = Streams::new(outbox.clone(), runtime::Handle::current(), Who::Devices);
+        let mut streams = Streams::new(outbox.clone(), runtime::Handle::current(), Who::Devices);
         let shared = streams.shared().clone();
+        let raw = streams.take_raw();
         let topic = IdentTopic::new(
             blake3::Hash::from_bytes(blake3::derive_key(TOPIC_DOMAIN, &config.mesh.0))
                 .to_hex()
@@ -407,7 +549,14 @@ impl Inside {
             dials: BTreeMap::new(),
             head_starts: FuturesUnordered::new(),
             searches: HashMap::new(),
-            links: HashMap::new(),
+            links: Links::default(),
+            shortcuts: Shortcuts::default(),
+            pinholes: Pinholes::default(),
+            known: Known::new(config.router),
+            failed: BTreeMap::new(),
+            relay: config.relay,
+            listeners: BTreeMap::new(),
+            patience: Patience::default(),
         };
         let task = tokio::spawn(task.run(command_queue));
         let handle = InsideHandle {
@@ -416,6 +565,7 @@ impl Inside {
             streams: shared,
             control,
             task: Arc::new(Mutex::new(Some(task))),
+            raw: Arc::new(Mutex::new(raw)),
         };
         Ok((handle, events))
     }
@@ -429,16 +579,29 @@ fn swarm(
 ) -> Result<Swarm<Behaviours>, StartError> {
     let transport =
         |source: Box<dyn std::error::Error + Send + Sync>| StartError::Transport { source };
+    let limits = Limits::new(config.rates);
+    let ledger = Ledger::recall(now(), &config.records).unwrap_or_default();
     let mut swarm = SwarmBuilder::with_existing_identity(keypair_of(seed))
         .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            noise::Config::new,
-            yamux::Config::default,
-        )
+        .with_other_transport(|keys| {
+            let limits = limits.clone();
+            let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+                .map(|stream, _| Wide::new(stream))
+                .upgrade(Version::V1Lazy)
+                .authenticate(noise::Config::new(keys)?)
+                .multiplex(Muxing::new());
+            Ok(tcp.map(move |(peer, connection), _| (peer, Limited::new(connection, limits))))
+        })
         .map_err(|source| transport(source.into()))?
-        .with_quic()
-        .with_behaviour(|keys| {
+        .with_other_transport(|keys| {
+            let limits = limits.clone();
+            let quic = quic::tokio::Transport::new(quic::Config::new(keys));
+            quic.map(move |(peer, connection), _| (peer, Limited::new(connection, limits)))
+        })
+        .map_err(|source| transport(source.into()))?
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .map_err(|source| transport(source.into()))?
+        .with_behaviour(|keys, relayed| {
             let peer = keys.public().to_peer_id();
             let gossip = gossipsub::ConfigBuilder::default()
                 .protocol_id_prefix(GOSSIP_PREFIX)
@@ -448,27 +611,18 @@ fn swarm(
             let mut gossip =
                 gossipsub::Behaviour::new(MessageAuthenticity::Signed(keys.clone()), gossip)?;
             gossip.subscribe(topic)?;
-            let mut dht = kad::Config::new(KAD);
-            dht.set_record_filtering(StoreInserts::FilterBoth);
-            let store = MemoryStoreConfig {
-                max_records: 0,
-                max_provided_keys: PROVIDED_MAX,
-                ..MemoryStoreConfig::default()
-            };
-            let mut dht =
-                kad::Behaviour::with_config(peer, MemoryStore::with_config(peer, store), dht);
-            dht.set_mode(Some(kad::Mode::Server));
             Ok(Behaviours {
                 allowed: allow_block_list::Behaviour::default(),
                 limits: connection_limits::Behaviour::new(
                     ConnectionLimits::default()
                         .with_max_pending_incoming(Some(HANDSHAKES_MAX))
                         .with_max_pending_outgoing(Some(HANDSHAKES_MAX))
-                        .with_max_established(Some(CONNECTIONS_MAX))
+                        .with_max_established(Some(config.connections_max))
                         .with_max_established_per_peer(Some(CONNECTIONS_PER_DEVICE_MAX)),
                 ),
                 streams,
-                kad: dht,
+                ways: Ways::new(peer, relayed, config.router),
+                kad: dht::behaviour(peer, ledger),
                 gossip,
                 identify: identify::Behaviour::new(
                     identify::Config::new("kith/1".to_owned(), keys.public())
@@ -494,23 +648,23 @@ struct Task {
     dials: BTreeMap<DeviceId, Dial>,
     head_starts: FuturesUnordered<BoxFuture<'static, DeviceId>>,
     searches: HashMap<QueryId, Search>,
-    links: HashMap<ConnectionId, Link>,
-}
-
-/// Between which addresses a connection goes.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    peer: PeerId,
-    /// Ours; the system does not tell for connections that we dialled.
-    local: Option<IpAddr>,
-    remote: Option<IpAddr>,
+    links: Links,
+    shortcuts: Shortcuts,
+    pinholes: Pinholes,
+    known: Known,
+    /// Why the last dial to a device failed.
+    failed: BTreeMap<DeviceId, String>,
+    /// As [`Config::relay`].
+    relay: bool,
+    listeners: BTreeMap<Multiaddr, ListenerId>,
+    patience: Patience,
 }
 
 /// A dial on the owner's behalf.
 struct Dial {
     under_way: BTreeSet<ConnectionId>,
-    /// QUIC addresses, tried when TCP has failed or had its head start.
-    later: Vec<Multiaddr>,
+    /// Addresses for which the others have failed or had their head start: QUIC, then those that lead through a relay.
+    later: VecDeque<Vec<Multiaddr>>,
 }
 
 struct Search {
@@ -518,17 +672,28 @@ struct Search {
     found: BTreeSet<DeviceId>,
 }
 
+/// However it ends: a defect in one of the behaviours must not leave an owner waiting for events that never come.
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.streams.close();
+        self.outbox.finish();
+    }
+}
+
 impl Task {
     async fn run(mut self, commands: mpsc::Receiver<Command>) {
         self.drive(commands).await;
-        self.streams.close();
-        self.outbox.finish();
     }
 
     async fn drive(&mut self, mut commands: mpsc::Receiver<Command>) {
         let control = self.control.clone();
+        let mut tidying = tokio::time::interval(TIDY_EVERY);
         loop {
             let done = tokio::select! {
+                _ = tidying.tick() => {
+                    self.tidy();
+                    Ok(())
+                }
                 command = commands.recv() => match command {
                     Some(command) => self.perform(command).await,
                     None => return,
@@ -557,8 +722,9 @@ impl Task {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(allow) = allow else { return };
-        let allow: BTreeSet<PeerId> = allow.iter().filter_map(peer_of).collect();
         let behaviours = self.swarm.behaviour_mut();
+        dht::keep(&mut behaviours.kad, &self.device, &allow);
+        let allow: BTreeSet<PeerId> = allow.iter().filter_map(peer_of).collect();
         let out: Vec<PeerId> = behaviours
             .allowed
             .allowed_peers()
@@ -570,6 +736,7 @@ impl Task {
             behaviours.allowed.disallow_peer(peer);
             behaviours.streams.close(peer);
             behaviours.kad.remove_peer(&peer);
+            device_of(&peer).and_then(|device| self.failed.remove(&device));
         }
         for peer in allow {
             behaviours.allowed.allow_peer(peer);
@@ -638,11 +805,59 @@ impl Task {
                 let found = BTreeSet::new();
                 self.searches.insert(query, Search { token, found });
             }
+            Command::PutRecord { key, record } => {
+                let record = Record::new(key.to_vec(), record.to_vec());
+                let dht = &mut self.swarm.behaviour_mut().kad;
+                if let Err(error) = dht.put_record(record, Quorum::One) {
+                    debug!(%error, "address not told");
+                }
+            }
+            Command::KeepRecord { key, record } => {
+                if let Ok(record) = AddressRecord::decode(&record) {
+                    let dht = &mut self.swarm.behaviour_mut().kad;
+                    dht.store_mut().ledger.put(now(), Key(key), record);
+                }
+            }
+            Command::FindRecord { key } => {
+                self.swarm
+                    .behaviour_mut()
+                    .kad
+                    .get_record(key.to_vec().into());
+            }
+            Command::Records { answer } => {
+                let dht = &mut self.swarm.behaviour_mut().kad;
+                let _ = answer.send(dht.store_mut().ledger.to_keep(now()));
+            }
+            Command::Reach { answer } => {
+                let _ = answer.send(self.reach());
+            }
+            #[cfg(test)]
+            Command::Panic => panic!("as a defect would"),
         }
         Ok(())
     }
 
-    /// TCP first, QUIC after a head start; whichever comes up first is told.
+    fn reach(&self) -> Reach {
+        let links = self.links.iter().filter_map(|(_, link)| {
+            Some(Link {
+                device: device_of(&link.peer)?,
+                addr: link.addr.to_string(),
+                relayed: link.relayed,
+                dialled: link.dialled,
+                round_trip: link.round_trip,
+            })
+        });
+        let failed = self.failed.iter();
+        Reach {
+            links: links.collect(),
+            failed: failed.map(|(device, why)| (*device, why.clone())).collect(),
+            relaying: self.relay && self.known.is_public(),
+            refused: self.swarm.behaviour().streams.refused(),
+            ..self.known.report(device_of)
+        }
+    }
+
+    /// TCP first, QUIC after a head start, through a relay after another; whichever comes up first is told.
     async fn dial(&mut self, device: DeviceId, mut addrs: Vec<Multiaddr>) -> Result<(), OwnerGone> {
         let Some(peer) = peer_of(&device) else {
             return self.outbox.notice(NetEvent::Unreachable(device)).await;
@@ -654,66 +869,100 @@ impl Task {
             return self.outbox.notice(NetEvent::Unreachable(device)).await;
         }
         addrs.truncate(ADDRESSES_MAX);
-        let known = addrs.is_empty();
-        let (first, later): (Vec<_>, Vec<_>) = addrs.into_iter().partition(is_tcp);
-        let (first, later) = if first.is_empty() {
-            (later, first)
-        } else {
-            (first, later)
-        };
-        if !later.is_empty() {
+        let (relayed, direct): (Vec<_>, Vec<_>) = addrs.into_iter().partition(is_relayed);
+        let (tcp, quic): (Vec<_>, Vec<_>) = direct.into_iter().partition(is_tcp);
+        let mut stages: VecDeque<Vec<Multiaddr>> = [tcp, quic, relayed]
+            .into_iter()
+            .filter(|addrs| !addrs.is_empty())
+            .collect();
+        // Without any: those that the DHT knows.
+        let first = stages.pop_front().unwrap_or_default();
+        for wait in [TCP_HEAD_START, DIRECT_HEAD_START]
+            .into_iter()
+            .take(stages.len())
+        {
             self.head_starts.push(Box::pin(async move {
-                tokio::time::sleep(TCP_HEAD_START).await;
+                tokio::time::sleep(wait).await;
                 device
             }));
         }
-        let under_way = BTreeSet::new();
-        self.dials.insert(device, Dial { under_way, later });
-        if known || !first.is_empty() {
-            self.attempt(device, peer, first);
-        }
+        let dial = Dial {
+            under_way: BTreeSet::new(),
+            later: stages,
+        };
+        self.dials.insert(device, dial);
+        self.attempt(device, peer, first);
         self.settle(device).await
     }
 
-    /// QUIC's turn, unless the dial is over.
+    /// The turn of those that come next, unless the dial is over.
     async fn dial_later(&mut self, device: DeviceId) -> Result<(), OwnerGone> {
-        let later = self
+        let next = self
             .dials
             .get_mut(&device)
-            .map(|dial| std::mem::take(&mut dial.later));
-        if let Some(later) = later
-            && !later.is_empty()
+            .and_then(|dial| dial.later.pop_front());
+        if let Some(next) = next
             && let Some(peer) = peer_of(&device)
         {
-            self.attempt(device, peer, later);
+            self.attempt(device, peer, next);
         }
         self.settle(device).await
     }
 
     fn attempt(&mut self, device: DeviceId, peer: PeerId, addrs: Vec<Multiaddr>) {
-        // From a port of its own: two devices that dial each other from the ports they listen on would open one and the same connection, both as its dialler.
-        let opts = if addrs.is_empty() {
-            DialOpts::peer_id(peer)
+        if let Some(id) = self.begin(peer, addrs)
+            && let Some(dial) = self.dials.get_mut(&device)
+        {
+            dial.under_way.insert(id);
+        }
+    }
+
+    /// Dials addresses of one transport; without any, those that the DHT knows.
+    fn begin(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> Option<ConnectionId> {
+        for ip in addrs.iter().filter_map(ip_of) {
+            self.pinholes.sent(ip);
+        }
+        let opts = DialOpts::peer_id(peer);
+        let quic = addrs.first().is_some_and(|addr| !is_tcp(addr));
+        // TCP from a port of its own: two devices that dial each other from the ports they listen on would open one and the same connection, both as its dialler.
+        // QUIC from the port that is listened on: a router then tells others, and keeps, the port at which this device is reached.
+        let opts = match (addrs.is_empty(), quic) {
+            (true, _) => opts
                 .condition(PeerCondition::Always)
                 .override_dial_concurrency_factor(DIALS_AT_ONCE)
                 .allocate_new_port()
-                .build()
-        } else {
-            DialOpts::peer_id(peer)
+                .build(),
+            (false, false) => opts
                 .addresses(addrs)
                 .condition(PeerCondition::Always)
                 .override_dial_concurrency_factor(DIALS_AT_ONCE)
                 .allocate_new_port()
-                .build()
+                .build(),
+            (false, true) => opts
+                .addresses(addrs)
+                .condition(PeerCondition::Always)
+                .override_dial_concurrency_factor(DIALS_AT_ONCE)
+                .build(),
         };
         let id = opts.connection_id();
         match self.swarm.dial(opts) {
-            Ok(()) => {
-                if let Some(dial) = self.dials.get_mut(&device) {
-                    dial.under_way.insert(id);
+            Ok(()) => Some(id),
+            Err(error) => {
+                debug!(%peer, %error, "dial not begun");
+                None
+            }
+        }
+    }
+
+    /// Looks for a direct way to those that others relay to.
+    fn find_shortcuts(&mut self) {
+        for (peer, addrs) in self.shortcuts.due(&self.links) {
+            let (tcp, quic): (Vec<_>, Vec<_>) = addrs.into_iter().partition(is_tcp);
+            for addrs in [tcp, quic] {
+                if !addrs.is_empty() {
+                    self.begin(peer, addrs);
                 }
             }
-            Err(error) => debug!(peer = %device, %error, "dial not begun"),
         }
     }
 
@@ -745,7 +994,15 @@ impl Task {
     async fn on_event(&mut self, event: SwarmEvent<Happening>) -> Result<(), OwnerGone> {
         match event {
             SwarmEvent::Behaviour(happening) => self.on_happening(happening).await,
-            SwarmEvent::NewListenAddr { address, .. } => {
+            SwarmEvent::NewListenAddr {
+                address,
+                listener_id,
+            } => {
+                if !is_relayed(&address) {
+                    self.listeners.insert(address.clone(), listener_id);
+                    // Another network, another router.
+                    self.patience = Patience::default();
+                }
                 self.outbox.notice(NetEvent::Listening(address)).await
             }
             SwarmEvent::ConnectionEstablished {
@@ -757,11 +1014,34 @@ impl Task {
                 self.linked(peer_id, connection_id, &endpoint);
                 Ok(())
             }
-            SwarmEvent::ConnectionClosed { connection_id, .. } => {
+            SwarmEvent::ConnectionClosed {
+                connection_id,
+                peer_id,
+                num_established,
+                ..
+            } => {
                 self.links.remove(&connection_id);
+                if num_established == 0 {
+                    self.known.gone(&peer_id);
+                    self.shortcuts.gone(&peer_id);
+                    self.find_ways();
+                }
                 Ok(())
             }
+            SwarmEvent::ListenerClosed { listener_id, .. } => {
+                self.known.ended(listener_id);
+                Ok(())
+            }
+            SwarmEvent::ExternalAddrConfirmed { address } => {
+                // What is relayed is listened on as well, and told so.
+                if is_relayed(&address) {
+                    return Ok(());
+                }
+                self.opened(address, Proof::Tried).await
+            }
+            SwarmEvent::ExternalAddrExpired { address } => self.expired(address).await,
             SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.listeners.remove(&address);
                 self.moved(&address);
                 self.outbox.notice(NetEvent::NotListening(address)).await
             }
@@ -781,28 +1061,51 @@ impl Task {
 
     /// A device that comes from another address than before has moved: what it had is dead, and pings would need a minute to notice.
     fn linked(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let addr = endpoint.get_remote_address();
+        let relayed = endpoint.is_relayed();
         let (local, remote) = match endpoint {
+            _ if relayed => (None, None),
             ConnectedPoint::Listener {
                 local_addr,
                 send_back_addr,
             } => (ip_of(local_addr), ip_of(send_back_addr)),
             ConnectedPoint::Dialer { address, .. } => (None, ip_of(address)),
         };
-        if endpoint.is_listener() && remote.is_some() {
+        // One that has addresses of both families comes from either.
+        if let Some(came) = remote.filter(|_| endpoint.is_listener()) {
             self.drop_links(|link| {
-                link.peer == peer && link.remote.is_some() && link.remote != remote
+                link.peer == peer
+                    && link
+                        .remote
+                        .is_some_and(|ip| ip != came && ip.is_ipv4() == came.is_ipv4())
             });
         }
-        let link = Link {
+        let unasked = endpoint.is_listener()
+            && remote.is_some_and(|ip| self.pinholes.prove(&peer, ip, &self.links));
+        if let (ConnectedPoint::Dialer { .. }, Some(ip)) = (endpoint, remote) {
+            self.pinholes.sent(ip);
+        }
+        let link = Standing {
             peer,
+            addr: addr.clone(),
+            relayed,
+            tcp: is_tcp(addr),
+            dialled: endpoint.is_dialer(),
+            unasked,
             local,
             remote,
+            round_trip: None,
+            age: 0,
         };
         self.links.insert(id, link);
+        device_of(&peer).and_then(|device| self.failed.remove(&device));
     }
 
     /// An address of ours is gone, and with it the connections from it. Those we dialled may have left from it: they are dialled again.
     fn moved(&mut self, gone: &Multiaddr) {
+        if is_relayed(gone) {
+            return;
+        }
         let gone = ip_of(gone);
         if gone.is_none() || self.swarm.listeners().any(|addr| ip_of(addr) == gone) {
             return;
@@ -811,9 +1114,13 @@ impl Task {
             Some(_) => link.local == gone,
             None => link.remote.is_none_or(|remote| !remote.is_loopback()),
         });
+        self.pinholes.moved();
+        for addr in self.known.moved() {
+            self.swarm.remove_external_address(&addr);
+        }
     }
 
-    fn drop_links(&mut self, which: impl Fn(&Link) -> bool) {
+    fn drop_links(&mut self, which: impl Fn(&Standing) -> bool) {
         let dead: Vec<(ConnectionId, PeerId)> = self
             .links
             .iter()
@@ -835,9 +1142,18 @@ impl Task {
         error: &DialError,
     ) -> Result<(), OwnerGone> {
         debug!(?peer, %error, "dial failed");
+        // Those that the DHT knew among them.
+        if let DialError::Transport(tried) = error {
+            for ip in tried.iter().filter_map(|(addr, _)| ip_of(addr)) {
+                self.pinholes.sent(ip);
+            }
+        }
         let Some(device) = peer.as_ref().and_then(device_of) else {
             return Ok(());
         };
+        if self.failed.len() < FAILED_MAX || self.failed.contains_key(&device) {
+            self.failed.insert(device, why(error));
+        }
         let ours = self
             .dials
             .get_mut(&device)
@@ -864,20 +1180,148 @@ impl Task {
             Happening::Gossip(event) => self.on_gossip(event).await,
             Happening::Kad(event) => self.on_kad(event).await,
             Happening::Identify(event) => self.on_identify(*event).await,
+            Happening::Ways(event) => self.on_ways(*event).await,
             Happening::Ping(event) => {
-                if let Err(error) = event.result
-                    && !matches!(error, ping::Failure::Unsupported)
-                {
-                    debug!(peer = %event.peer, %error, "device does not answer");
-                    self.swarm
-                        .behaviour_mut()
-                        .streams
-                        .lost(event.peer, event.connection);
-                    self.swarm.close_connection(event.connection);
+                match event.result {
+                    Ok(round_trip) => self.links.heard(&event.connection, round_trip),
+                    Err(ping::Failure::Unsupported) => {}
+                    Err(error) => {
+                        debug!(peer = %event.peer, %error, "device does not answer");
+                        self.swarm
+                            .behaviour_mut()
+                            .streams
+                            .lost(event.peer, event.connection);
+                        self.swarm.close_connection(event.connection);
+                    }
                 }
                 Ok(())
             }
         }
+    }
+
+    async fn on_ways(&mut self, event: WaysEvent) -> Result<(), OwnerGone> {
+        match event {
+            WaysEvent::Relayed(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id,
+                renewal,
+                ..
+            }) => {
+                let quic = self.known.granted(&relay_peer_id);
+                if !renewal
+                    && let Some(addr) = quic
+                    && !self.links.has(&relay_peer_id, false)
+                {
+                    let opts = DialOpts::peer_id(relay_peer_id)
+                        .addresses(vec![addr])
+                        .condition(PeerCondition::Always)
+                        .build();
+                    if let Err(error) = self.swarm.dial(opts) {
+                        debug!(peer = %relay_peer_id, %error, "dial not begun");
+                    }
+                }
+            }
+            WaysEvent::Punch(event) => {
+                debug!(peer = %event.remote_peer_id, result = ?event.result, "direct way tried");
+            }
+            WaysEvent::Tried(event) => {
+                if event.result.is_err() {
+                    self.known.closed(&event.tested_addr);
+                }
+            }
+            WaysEvent::Router(event) => match event {
+                upnp::Event::NewExternalAddr { external_addr, .. } => {
+                    self.known.router = Router::Mapped;
+                    return self.opened(external_addr, Proof::Router).await;
+                }
+                upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
+                    return self.expired(external_addr).await;
+                }
+                upnp::Event::GatewayNotFound => self.known.router = Router::Silent,
+                upnp::Event::NonRoutableGateway => self.known.router = Router::NotPublic,
+            },
+            WaysEvent::Relayed(_) | WaysEvent::Relaying(_) | WaysEvent::Trying(_) => {}
+        }
+        Ok(())
+    }
+
+    /// An address works from outside.
+    async fn opened(&mut self, addr: Multiaddr, proof: Proof) -> Result<(), OwnerGone> {
+        if !self.known.opened(&addr, proof) {
+            return Ok(());
+        }
+        self.find_ways();
+        if self.swarm.listeners().any(|listener| *listener == addr) {
+            return Ok(());
+        }
+        self.outbox.notice(NetEvent::Listening(addr)).await
+    }
+
+    /// An address works no longer.
+    async fn expired(&mut self, addr: Multiaddr) -> Result<(), OwnerGone> {
+        if !self.known.expired(&addr) {
+            return Ok(());
+        }
+        self.find_ways();
+        if self.swarm.listeners().any(|listener| *listener == addr) {
+            return Ok(());
+        }
+        self.outbox.notice(NetEvent::NotListening(addr)).await
+    }
+
+    /// Has others relay to this device as long as nothing else works, and relays for others once something does.
+    fn find_ways(&mut self) {
+        let status = if self.relay && self.known.is_public() {
+            relay::Status::Enable
+        } else {
+            relay::Status::Disable
+        };
+        self.swarm
+            .behaviour_mut()
+            .ways
+            .relaying
+            .set_status(Some(status));
+        // Each makes the next one another.
+        for _ in 0..ways::RELAYS_MAX {
+            let Some((relay, addr)) = self.known.wanted() else {
+                return;
+            };
+            let through = addr.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit);
+            match self.swarm.listen_on(through) {
+                Ok(listener) => self.known.reserving(&relay, listener),
+                Err(error) => {
+                    debug!(peer = %relay, %error, "not asked to relay");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Closes connections of which one is enough, and looks for ways anew.
+    fn tidy(&mut self) {
+        if self.known.router == Router::Silent && self.patience.is_over() {
+            let ways = &mut self.swarm.behaviour_mut().ways;
+            ways.ask_router(&self.listeners);
+            self.known.router = Router::Asked;
+        }
+        let me = *self.swarm.local_peer_id();
+        // One side closes, or both would, and not the same.
+        let surplus = self.links.superfluous(|peer| me < *peer);
+        for id in surplus {
+            let Some(link) = self.links.get(&id) else {
+                continue;
+            };
+            let (peer, relayed) = (link.peer, link.relayed);
+            if !relayed && self.streams.is_used(&peer, id) {
+                continue;
+            }
+            debug!(%peer, relayed, "connection not needed");
+            self.links.remove(&id);
+            self.swarm.behaviour_mut().streams.lost(peer, id);
+            self.swarm.close_connection(id);
+        }
+        self.find_ways();
+        self.pinholes.pass(&self.links);
+        self.find_shortcuts();
     }
 
     async fn on_gossip(&mut self, event: gossipsub::Event) -> Result<(), OwnerGone> {
@@ -930,17 +1374,37 @@ impl Task {
                         record: Some(record),
                     },
             } if self.is_allowed(&record.provider) => {
-                if let Err(error) = self
-                    .swarm
-                    .behaviour_mut()
-                    .kad
-                    .store_mut()
-                    .add_provider(record)
-                {
-                    debug!(%error, "provider record not kept");
-                }
+                self.swarm.behaviour_mut().kad.store_mut().provide(&record);
                 Ok(())
             }
+            // The owner knows what the keys stand for.
+            kad::Event::InboundRequest {
+                request:
+                    InboundRequest::PutRecord {
+                        record: Some(record),
+                        ..
+                    },
+            } => match dht::key_of(&record.key) {
+                Some(key) if record.value.len() <= ADDRESS_RECORD_BYTES_MAX => {
+                    let record = record.value.into();
+                    self.outbox
+                        .notice(NetEvent::Offered { key: key.0, record })
+                        .await
+                }
+                _ => Ok(()),
+            },
+            kad::Event::OutboundQueryProgressed {
+                result: QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))),
+                ..
+            } => match dht::key_of(&found.record.key) {
+                Some(key) if found.record.value.len() <= ADDRESS_RECORD_BYTES_MAX => {
+                    let record = found.record.value.into();
+                    self.outbox
+                        .notice(NetEvent::Record { key: key.0, record })
+                        .await
+                }
+                _ => Ok(()),
+            },
             kad::Event::OutboundQueryProgressed {
                 id,
                 result: QueryResult::GetProviders(result),
@@ -983,16 +1447,32 @@ impl Task {
     }
 
     async fn on_identify(&mut self, event: identify::Event) -> Result<(), OwnerGone> {
-        let identify::Event::Received { peer_id, info, .. } = event else {
+        let identify::Event::Received {
+            peer_id,
+            info,
+            connection_id,
+        } = event
+        else {
             return Ok(());
         };
         let Some(device) = device_of(&peer_id) else {
             return Ok(());
         };
+        let relays = info.protocols.contains(&HOP);
+        self.known.told(peer_id, relays, &info.listen_addrs);
+        self.find_ways();
+        self.shortcuts.told(peer_id, &info.listen_addrs);
+        // Who dialled us from another network, unasked, has shown that what it dialled works.
+        let from_outside = self.links.get(&connection_id);
+        if from_outside.is_some_and(|link| link.unasked) && ways::is_outward(&info.observed_addr) {
+            self.swarm.add_external_address(info.observed_addr.clone());
+            self.opened(info.observed_addr.clone(), Proof::Dialled)
+                .await?;
+        }
         let mut addrs = info.listen_addrs;
         addrs.truncate(ADDRESSES_MAX);
         if info.protocols.contains(&KAD) {
-            remember(&mut self.swarm.behaviour_mut().kad, &peer_id, &addrs);
+            dht::remember(&mut self.swarm.behaviour_mut().kad, &peer_id, &addrs);
         }
         self.outbox
             .notice(NetEvent::Addresses { device, addrs })
@@ -1000,87 +1480,35 @@ impl Task {
     }
 }
 
-fn ip_of(addr: &Multiaddr) -> Option<IpAddr> {
-    match addr.iter().next() {
-        Some(Protocol::Ip4(ip)) => Some(ip.into()),
-        Some(Protocol::Ip6(ip)) => Some(ip.into()),
-        _ => None,
-    }
-}
-
-/// Puts a device's addresses into the DHT's table, which never forgets one by itself: those it tells now, and of the others the youngest, [`ADDRESSES_MAX`] in all.
-fn remember(dht: &mut kad::Behaviour<MemoryStore>, peer: &PeerId, told: &[Multiaddr]) {
-    // As the table writes them.
-    let told: Vec<Multiaddr> = told
-        .iter()
-        .filter_map(|addr| addr.clone().with_p2p(*peer).ok())
-        .take(ADDRESSES_MAX)
-        .collect();
-    if told.is_empty() {
-        return;
-    }
-    // As the table has them: the oldest first.
-    let known: Vec<Multiaddr> = dht
-        .kbucket(*peer)
-        .into_iter()
-        .flat_map(|bucket| {
-            let entry = bucket
-                .iter()
-                .find(|entry| entry.node.key.preimage() == peer)
-                .map(|entry| entry.node.value.iter().cloned().collect::<Vec<_>>());
-            entry.unwrap_or_default()
-        })
-        .collect();
-    let others = known.iter().filter(|addr| !told.contains(addr));
-    let surplus = (others.clone().count() + told.len()).saturating_sub(ADDRESSES_MAX);
-    // Before the new ones come; the table drops a device with its last address, and takes it in again with its next.
-    for addr in others.take(surplus) {
-        dht.remove_address(peer, addr);
-    }
-    for addr in told {
-        dht.add_address(peer, addr);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addr(n: u32) -> Multiaddr {
-        format!("/ip4/10.0.0.1/tcp/{n}").parse().unwrap()
-    }
-
-    fn known(dht: &mut kad::Behaviour<MemoryStore>, peer: PeerId) -> Vec<Multiaddr> {
-        let bucket = dht.kbucket(peer).unwrap();
-        let entry = bucket
-            .iter()
-            .find(|entry| *entry.node.key.preimage() == peer)
-            .map(|entry| entry.node.value.iter().cloned().collect());
-        entry.unwrap_or_default()
-    }
-
-    #[test]
-    fn addresses_of_a_device_in_the_dht_are_bounded_and_the_newest_stay() {
-        let (me, peer) = (PeerId::random(), PeerId::random());
-        let mut dht = kad::Behaviour::with_config(me, MemoryStore::new(me), kad::Config::new(KAD));
-        for n in 1..500_u32 {
-            // Three listeners that move on and on, as a laptop that goes from net to net.
-            let told = [addr(3 * n), addr(3 * n + 1), addr(3 * n + 2)];
-            remember(&mut dht, &peer, &told);
-            let known = known(&mut dht, peer);
-            assert!(known.len() <= ADDRESSES_MAX, "{} addresses", known.len());
-            let written = told.map(|addr| addr.with_p2p(peer).unwrap());
-            assert!(written.iter().all(|addr| known.contains(addr)));
+/// Why a dial failed, in one line and without the addresses that did not answer either.
+fn why(error: &DialError) -> String {
+    match error {
+        DialError::Transport(tried) => {
+            let tried = tried.iter().take(ADDRESSES_MAX);
+            let tried: Vec<String> = tried
+                .map(|(addr, error)| format!("{addr}: {}", root(error)))
+                .collect();
+            tried.join("; ")
         }
-        assert_eq!(known(&mut dht, peer).len(), ADDRESSES_MAX);
-        // One that tells more than may be kept.
-        let many: Vec<Multiaddr> = (5000..5100).map(addr).collect();
-        remember(&mut dht, &peer, &many);
-        let kept = known(&mut dht, peer);
-        assert_eq!(kept.len(), ADDRESSES_MAX);
-        let newest = addr(5000).with_p2p(peer).unwrap();
-        assert!(kept.contains(&newest));
-        remember(&mut dht, &peer, &[]);
-        assert_eq!(known(&mut dht, peer).len(), ADDRESSES_MAX);
+        DialError::NoAddresses => "no address of it is known".to_owned(),
+        DialError::WrongPeerId { .. } => "another device answers at its address".to_owned(),
+        DialError::Denied { .. } => {
+            "the most connections that are allowed stand already".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What stands at the bottom of an error.
+fn root(error: &TransportError<io::Error>) -> String {
+    match error {
+        TransportError::MultiaddrNotSupported(_) => "no transport of ours".to_owned(),
+        TransportError::Other(error) => {
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(next) = cause.source() {
+                cause = next;
+            }
+            cause.to_string()
+        }
     }
 }

@@ -54,16 +54,52 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 const LANE_MESSAGES_MAX: usize = 4096;
 /// Bytes that wait to be written on one channel to one device.
 const LANE_BYTES_MAX: usize = 16 << 20;
-/// Small messages, and small parts of large ones, are written together up to this much, which is what the muxer puts into one frame.
+/// Small messages, and small parts of large ones, are written together up to this much, which goes in one frame.
 const BATCH_BYTES: usize = 16 << 10;
 /// Time to open and negotiate a stream.
 const OPEN_WAIT: Duration = Duration::from_secs(10);
 /// Streams asked of one connection at a time; there are two channels.
 const OPEN_REQUESTS_MAX: usize = 4;
-/// Time for which a device that broke the rules is not let in again.
+/// Time for which a device that broke the rules is not let in again; twice as long each further time, up to [`REFUSAL_MAX`].
 const REFUSAL: Duration = Duration::from_secs(60);
-/// Names remembered of those that are refused: strangers make new ones as they like.
+const REFUSAL_MAX: Duration = Duration::from_secs(3600);
+/// Time after which a device that kept to the rules since is taken for one that always did.
+const FORGIVEN: Duration = Duration::from_secs(24 * 3600);
+/// Names remembered of those that broke the rules: strangers make new ones as they like.
 const REFUSED_MAX: usize = 4096;
+
+/// Streams of [`Raw`] kinds that a device may have towards us on one connection.
+const RAW_STREAMS_MAX: usize = 64;
+/// Those that we open towards a device at a time: half of it, since the other side is done with one a moment later.
+const RAW_OUT_MAX: usize = RAW_STREAMS_MAX / 2;
+/// Streams of others that nobody has taken yet, of all devices together.
+const RAW_WAITING_MAX: usize = 256;
+
+/// Protocols whose streams are handed to the owner as they are: a request, then its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Raw {
+    /// Ranges of packs.
+    Packs,
+    /// Where blocks lie.
+    Where,
+}
+
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Messages(Channel),
+    Raw(Raw),
+}
+
+impl Use {
+    const fn protocol(self) -> StreamProtocol {
+        match self {
+            Self::Messages(channel) => channel.protocol(),
+            Self::Raw(Raw::Packs) => StreamProtocol::new("/iroh-bytes/4"),
+            Self::Raw(Raw::Where) => StreamProtocol::new("/kith/where/1"),
+        }
+    }
+}
 
 /// Who may have streams here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +111,15 @@ pub(super) enum Who {
 }
 
 impl Who {
-    fn channels(self) -> &'static [Channel] {
+    fn uses(self) -> &'static [Use] {
         match self {
-            Self::Devices => &Channel::ALL,
-            Self::Anyone => &[Channel::Bitswap],
+            Self::Devices => &[
+                Use::Messages(Channel::Bitswap),
+                Use::Messages(Channel::Sync),
+                Use::Raw(Raw::Packs),
+                Use::Raw(Raw::Where),
+            ],
+            Self::Anyone => &[Use::Messages(Channel::Bitswap)],
         }
     }
 
@@ -98,8 +139,6 @@ impl Who {
 const STRANGER_DOMAIN: &str = "kith outside peer 1";
 
 impl Channel {
-    const ALL: [Self; 2] = [Self::Bitswap, Self::Sync];
-
     const fn protocol(self) -> StreamProtocol {
         match self {
             Self::Bitswap => StreamProtocol::new("/ipfs/bitswap/1.2.0"),
@@ -149,6 +188,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// For messages that come.
     buffers: Buffers,
+    /// Streams of others that the owner is to take.
+    raw: mpsc::Sender<RawStream>,
     /// Incoming messages whose stream breaks behind the prefix.
     #[cfg(test)]
     pub(super) breaks: AtomicUsize,
@@ -162,6 +203,8 @@ struct Peer {
     id: PeerId,
     /// Bytes its readers may hold. None until the owner has been told of the device, so that no message comes before.
     inbound: Arc<Semaphore>,
+    /// As many as there are raw streams we may open towards it.
+    raw_turns: Arc<Semaphore>,
     /// Ends its pumps and readers, wherever they stand.
     ended: watch::Sender<bool>,
     state: Mutex<PeerState>,
@@ -179,12 +222,27 @@ struct PeerState {
 struct Connection {
     id: ConnectionId,
     tcp: bool,
+    relayed: bool,
     opens: mpsc::Sender<OpenRequest>,
+    /// As many as there are incoming streams are taken.
+    slots: Arc<Semaphore>,
+    raw_slots: Arc<Semaphore>,
+    /// Held by each raw stream that we opened on it.
+    raw_out: Arc<()>,
+}
+
+/// How well a connection carries messages: without a relay, then by TCP.
+type Rank = (bool, bool);
+
+impl Connection {
+    fn rank(&self) -> Rank {
+        (self.relayed, !self.tcp)
+    }
 }
 
 #[derive(Debug)]
 struct OpenRequest {
-    channel: Channel,
+    wanted: Use,
     reply: oneshot::Sender<Result<Stream, OpenError>>,
 }
 
@@ -202,6 +260,8 @@ pub(super) enum OpenError {
 struct Lane {
     queue: mpsc::Sender<Outgoing>,
     bytes: Arc<AtomicUsize>,
+    /// On which connection its stream is.
+    on: Option<ConnectionId>,
 }
 
 #[derive(Debug)]
@@ -246,7 +306,11 @@ impl Shared {
             };
             self.runtime
                 .spawn(peer.clone().while_there(pump.run(messages)));
-            Lane { queue, bytes }
+            Lane {
+                queue,
+                bytes,
+                on: None,
+            }
         });
         if lane.bytes.load(Ordering::Relaxed) + len > LANE_BYTES_MAX {
             return Err(SendError::Full);
@@ -258,6 +322,33 @@ impl Shared {
             return Err(SendError::Full);
         }
         Ok(())
+    }
+
+    /// Who is connected.
+    pub(super) fn connected(&self) -> Vec<DeviceId> {
+        locked(&self.peers).keys().copied().collect()
+    }
+
+    /// Whether nobody is connected.
+    pub(super) fn is_alone(&self) -> bool {
+        locked(&self.peers).is_empty()
+    }
+
+    /// Whether messages pass over that connection, or may.
+    pub(super) fn is_used(&self, peer: &PeerId, id: ConnectionId) -> bool {
+        let device = self.who.name(peer);
+        let Some(peer) = device.and_then(|device| self.peer(&device)) else {
+            return false;
+        };
+        let state = locked(&peer.state);
+        let sends = state.lanes.values().any(|lane| lane.on == Some(id));
+        let receives = state.connections.iter().any(|connection| {
+            connection.id == id
+                && (connection.slots.available_permits() < INBOUND_STREAMS_MAX
+                    || connection.raw_slots.available_permits() < RAW_STREAMS_MAX
+                    || Arc::strong_count(&connection.raw_out) > 1)
+        });
+        sends || receives
     }
 
     /// Whether a device is there, as its owner has been or will be told.
@@ -273,7 +364,39 @@ impl Shared {
         channel: Channel,
     ) -> Result<Stream, OpenError> {
         let peer = self.peer(device).ok_or(OpenError::Gone)?;
-        peer.open(channel).await
+        let opened = peer.open(Use::Messages(channel)).await;
+        opened.map(|(stream, _, _)| stream)
+    }
+
+    /// A stream of its own to a device.
+    pub(super) async fn open_raw(
+        self: &Arc<Self>,
+        device: &DeviceId,
+        raw: Raw,
+    ) -> Result<RawStream, OpenError> {
+        let peer = self.peer(device).ok_or(OpenError::Gone)?;
+        let turn = peer.raw_turns.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| OpenError::Gone)?;
+        let (stream, _, held) = peer.open(Use::Raw(raw)).await?;
+        Ok(RawStream {
+            device: *device,
+            raw,
+            stream,
+            ended: peer.ended.subscribe(),
+            shared: self.clone(),
+            _slot: turn,
+            _held: Some(held),
+        })
+    }
+
+    /// Whether messages to a device go over TCP.
+    #[cfg(test)]
+    pub(super) fn sends_by_tcp(&self, device: &DeviceId, channel: Channel) -> bool {
+        let peer = self.peer(device).expect("the test has connected it");
+        let state = locked(&peer.state);
+        let on = state.lanes.get(&channel).and_then(|lane| lane.on);
+        let mut connections = state.connections.iter();
+        connections.any(|connection| Some(connection.id) == on && connection.tcp)
     }
 
     /// Whether each connection to a device is over TCP.
@@ -328,6 +451,7 @@ impl Peer {
         state.lanes.clear();
         state.connections.clear();
         self.inbound.close();
+        self.raw_turns.close();
         self.ended.send_replace(true);
     }
 
@@ -340,23 +464,36 @@ impl Peer {
         }
     }
 
-    /// Opens a stream, on TCP if there is a choice.
-    async fn open(&self, channel: Channel) -> Result<Stream, OpenError> {
+    /// Whether there is a connection that carries messages better than one of that rank.
+    fn has_better(&self, rank: Rank) -> bool {
+        let state = locked(&self.state);
+        let mut ranks = state.connections.iter().map(Connection::rank);
+        ranks.any(|other| other < rank)
+    }
+
+    /// Opens a stream on the connection that carries messages best.
+    async fn open(&self, wanted: Use) -> Result<(Stream, Rank, Arc<()>), OpenError> {
         loop {
-            let (id, opens) = {
+            let (id, rank, opens, held) = {
                 let state = locked(&self.state);
                 let best = state
                     .connections
                     .iter()
-                    .min_by_key(|connection| (!connection.tcp, connection.id));
+                    .min_by_key(|connection| (connection.rank(), connection.id));
                 let best = best.ok_or(OpenError::Gone)?;
-                (best.id, best.opens.clone())
+                let held = best.raw_out.clone();
+                (best.id, best.rank(), best.opens.clone(), held)
             };
             let (reply, answer) = oneshot::channel();
-            if opens.send(OpenRequest { channel, reply }).await.is_ok()
+            if opens.send(OpenRequest { wanted, reply }).await.is_ok()
                 && let Ok(answer) = answer.await
             {
-                return answer;
+                if let Use::Messages(channel) = wanted
+                    && let Some(lane) = locked(&self.state).lanes.get_mut(&channel)
+                {
+                    lane.on = Some(id);
+                }
+                return answer.map(|stream| (stream, rank, held));
             }
             // That connection has ended, and the swarm has not said so yet.
             locked(&self.state)
@@ -371,7 +508,7 @@ struct Pump {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     channel: Channel,
-    stream: Option<Stream>,
+    stream: Option<(Stream, Rank)>,
     scratch: Vec<u8>,
     waiting: Arc<AtomicUsize>,
 }
@@ -398,18 +535,32 @@ impl Pump {
                 }
             }
         }
-        if let Some(mut stream) = self.stream {
+        if let Some((mut stream, _)) = self.stream {
             let _ = stream.close().await;
+        }
+    }
+
+    /// Leaves a stream whose connection is not the best any more: one over TCP has come since, or one without a relay.
+    fn move_on(&mut self) {
+        let better = |(_, rank): &(Stream, Rank)| self.peer.has_better(*rank);
+        if self.stream.as_ref().is_some_and(better)
+            && let Some((mut stream, _)) = self.stream.take()
+        {
+            // What was written arrives all the same, however long that takes on a slow one.
+            self.shared.runtime.spawn(async move {
+                let _ = tokio::time::timeout(STALL_MAX, stream.close()).await;
+            });
         }
     }
 
     /// Writes a batch, once more on a fresh stream if the first broke.
     async fn write_or_retry(&mut self, batch: &[Outgoing]) -> bool {
+        self.move_on();
         for _ in 0..2 {
-            let mut stream = match self.stream.take() {
+            let (mut stream, rank) = match self.stream.take() {
                 Some(stream) => stream,
-                None => match self.peer.open(self.channel).await {
-                    Ok(stream) => stream,
+                None => match self.peer.open(Use::Messages(self.channel)).await {
+                    Ok((stream, rank, _)) => (stream, rank),
                     Err(error) => {
                         debug!(peer = %self.peer.device, channel = ?self.channel, ?error, "no stream");
                         return false;
@@ -418,7 +569,7 @@ impl Pump {
             };
             match write(&mut stream, self.channel, batch, &mut self.scratch).await {
                 Ok(()) => {
-                    self.stream = Some(stream);
+                    self.stream = Some((stream, rank));
                     return true;
                 }
                 Err(error) => {
@@ -570,6 +721,121 @@ async fn read_messages(
     }
 }
 
+/// A stream that the owner reads and writes: one message each way, each ended by closing.
+#[derive(Debug)]
+pub struct RawStream {
+    device: DeviceId,
+    raw: Raw,
+    stream: Stream,
+    ended: watch::Receiver<bool>,
+    shared: Arc<Shared>,
+    _slot: OwnedSemaphorePermit,
+    _held: Option<Arc<()>>,
+}
+
+/// Why a raw stream came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RawError {
+    /// The stream broke, or the device is gone.
+    #[error("the stream broke")]
+    Broken,
+    /// Nothing moved for too long.
+    #[error("nothing came for too long")]
+    Stalled,
+    /// More came than may.
+    #[error("more came than was asked for")]
+    TooLong,
+}
+
+impl RawStream {
+    /// Who is at the other end.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// What it is for.
+    pub fn raw(&self) -> Raw {
+        self.raw
+    }
+
+    /// Reads to the end, at most `max` bytes; `stall` is how long nothing may come.
+    ///
+    /// # Errors
+    /// [`RawError`].
+    pub async fn read_to_end(&mut self, max: usize, stall: Duration) -> Result<Vec<u8>, RawError> {
+        let mut bytes = vec![0; max + 1];
+        let len = self.fill(&mut bytes, stall).await?;
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
+    /// Reads to the end into a buffer that is one byte longer than what may come; answers how much came.
+    ///
+    /// # Errors
+    /// [`RawError`].
+    pub async fn fill(&mut self, buffer: &mut [u8], stall: Duration) -> Result<usize, RawError> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..)
+            && !rest.is_empty()
+        {
+            let read = self.stream.read(rest);
+            let count = tokio::select! {
+                read = read => read.map_err(|_| RawError::Broken)?,
+                _ = self.ended.wait_for(|ended| *ended) => return Err(RawError::Broken),
+                () = tokio::time::sleep(stall) => return Err(RawError::Stalled),
+            };
+            if count == 0 {
+                return Ok(filled);
+            }
+            filled += count;
+            let counted = u64::try_from(count).unwrap_or(0);
+            let counters = &self.shared.counters;
+            counters
+                .received_bytes
+                .fetch_add(counted, Ordering::Relaxed);
+        }
+        Err(RawError::TooLong)
+    }
+
+    /// Writes all of it; `stall` is how long the other end may take nothing.
+    ///
+    /// # Errors
+    /// [`RawError`].
+    pub async fn write_all(&mut self, bytes: &[u8], stall: Duration) -> Result<(), RawError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            // As much as goes in one frame.
+            let written = tokio::select! {
+                _ = self.ended.wait_for(|ended| *ended) => return Err(RawError::Broken),
+                () = tokio::time::sleep(stall) => return Err(RawError::Stalled),
+                written = self.stream.write(rest) => written,
+            };
+            let count = written.map_err(|_| RawError::Broken)?;
+            rest = match rest.get(count..) {
+                Some(rest) if count > 0 => rest,
+                _ => return Err(RawError::Broken),
+            };
+            let counted = u64::try_from(count).unwrap_or(0);
+            let counters = &self.shared.counters;
+            counters.sent_bytes.fetch_add(counted, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more is written. Reading goes on.
+    ///
+    /// # Errors
+    /// [`RawError`].
+    pub async fn close(&mut self, stall: Duration) -> Result<(), RawError> {
+        let closed = tokio::select! {
+            _ = self.ended.wait_for(|ended| *ended) => return Err(RawError::Broken),
+            () = tokio::time::sleep(stall) => return Err(RawError::Stalled),
+            closed = self.stream.close() => closed,
+        };
+        closed.map_err(|_| RawError::Broken)
+    }
+}
+
 /// A device that has come, of which the owner is still to be told, and how many bytes its readers may hold then.
 #[derive(Debug)]
 pub(super) struct Newcomer(Arc<Peer>, usize);
@@ -597,14 +863,46 @@ pub(super) enum StreamsEvent {
 pub(super) struct Streams {
     shared: Arc<Shared>,
     /// Connections that other behaviours may still deny.
-    pending: BTreeMap<ConnectionId, (Arc<Peer>, mpsc::Sender<OpenRequest>)>,
+    pending: BTreeMap<ConnectionId, Pending>,
     actions: VecDeque<ToSwarm<StreamsEvent, Infallible>>,
     faults: mpsc::UnboundedReceiver<(DeviceId, Fault)>,
-    /// Who is not let in, and until when.
-    refused: BTreeMap<PeerId, Instant>,
+    /// Who broke the rules.
+    offenders: BTreeMap<PeerId, Offender>,
+    /// Until the owner has it.
+    raw: Option<mpsc::Receiver<RawStream>>,
 }
 
-/// A device that broke the rules is refused for a minute.
+/// One that broke the rules.
+#[derive(Debug, Clone, Copy)]
+struct Offender {
+    /// How often, without a long time between.
+    times: u32,
+    /// Until then it is not let in.
+    until: Instant,
+}
+
+impl Offender {
+    /// After one more fault, at that time.
+    fn again(before: Option<Self>, now: Instant) -> Self {
+        let times = before.map_or(0, |before| before.times).saturating_add(1);
+        let factor = 1_u32.checked_shl(times - 1).unwrap_or(u32::MAX);
+        let refusal = REFUSAL.saturating_mul(factor).min(REFUSAL_MAX);
+        Self {
+            times,
+            until: now + refusal,
+        }
+    }
+}
+
+/// A connection that other behaviours may still deny.
+type Pending = (
+    Arc<Peer>,
+    mpsc::Sender<OpenRequest>,
+    Arc<Semaphore>,
+    Arc<Semaphore>,
+);
+
+/// A device that broke the rules is refused for a while.
 #[derive(Debug, thiserror::Error)]
 #[error("cut off a moment ago")]
 struct CutOff;
@@ -618,6 +916,7 @@ impl Streams {
     /// A behaviour whose events go to `outbox` and whose tasks run on `runtime`.
     pub(super) fn new(outbox: Outbox, runtime: runtime::Handle, who: Who) -> Self {
         let (fault_sender, faults) = mpsc::unbounded_channel();
+        let (raw_sender, raw) = mpsc::channel(RAW_WAITING_MAX);
         let shared = Arc::new(Shared {
             peers: Mutex::default(),
             who,
@@ -627,6 +926,7 @@ impl Streams {
             faults: fault_sender,
             counters: Counters::default(),
             buffers: Buffers::new(READ_IDLE_BYTES_MAX),
+            raw: raw_sender,
             #[cfg(test)]
             breaks: AtomicUsize::new(0),
         });
@@ -635,12 +935,28 @@ impl Streams {
             pending: BTreeMap::new(),
             actions: VecDeque::new(),
             faults,
-            refused: BTreeMap::new(),
+            offenders: BTreeMap::new(),
+            raw: Some(raw),
         }
+    }
+
+    /// Streams of others, for the owner to answer; once.
+    pub(super) fn take_raw(&mut self) -> Option<mpsc::Receiver<RawStream>> {
+        self.raw.take()
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Devices that are kept out now, and for how long.
+    pub(super) fn refused(&self) -> Vec<(DeviceId, Duration)> {
+        let now = Instant::now();
+        let refused = self.offenders.iter().filter_map(|(peer, offender)| {
+            let left = offender.until.checked_duration_since(now)?;
+            Some((self.shared.who.name(peer)?, left))
+        });
+        refused.collect()
     }
 
     /// Says at once that a device is gone, whatever its connections still do.
@@ -682,8 +998,10 @@ impl Streams {
         dialled: bool,
     ) -> Result<Handler, ConnectionDenied> {
         let now = Instant::now();
-        self.refused.retain(|_, until| *until > now);
-        if self.refused.contains_key(&peer) {
+        self.offenders
+            .retain(|_, offender| offender.until + FORGIVEN > now);
+        let known = self.offenders.get(&peer);
+        if known.is_some_and(|offender| offender.until > now) {
             return Err(ConnectionDenied::new(CutOff));
         }
         let name = self.shared.who.name(&peer);
@@ -693,29 +1011,38 @@ impl Streams {
                 device,
                 id: peer,
                 inbound: Arc::new(Semaphore::new(0)),
+                raw_turns: Arc::new(Semaphore::new(RAW_OUT_MAX)),
                 ended: watch::Sender::new(false),
                 state: Mutex::default(),
             })
         });
         let (opens, requests) = mpsc::channel(OPEN_REQUESTS_MAX);
-        self.pending.insert(id, (known.clone(), opens));
+        let slots = Arc::new(Semaphore::new(INBOUND_STREAMS_MAX));
+        let raw_slots = Arc::new(Semaphore::new(RAW_STREAMS_MAX));
+        self.pending
+            .insert(id, (known.clone(), opens, slots.clone(), raw_slots.clone()));
         Ok(Handler {
             shared: self.shared.clone(),
             peer: known,
             stays: dialled || self.shared.who == Who::Devices,
             requests,
-            slots: Arc::new(Semaphore::new(INBOUND_STREAMS_MAX)),
+            slots,
+            raw_slots,
         })
     }
 
     fn established(&mut self, id: ConnectionId, endpoint: &ConnectedPoint) {
-        let Some((peer, opens)) = self.pending.remove(&id) else {
+        let Some((peer, opens, slots, raw_slots)) = self.pending.remove(&id) else {
             return;
         };
         locked(&peer.state).connections.push(Connection {
             id,
             tcp: is_tcp(endpoint.get_remote_address()),
+            relayed: endpoint.is_relayed(),
             opens,
+            slots,
+            raw_slots,
+            raw_out: Arc::default(),
         });
         let known = locked(&self.shared.peers).insert(peer.device, peer.clone());
         if known.is_none() {
@@ -803,12 +1130,14 @@ impl NetworkBehaviour for Streams {
             };
             debug!(peer = %device, ?fault, "device cut off");
             self.shared.counters.cut.fetch_add(1, Ordering::Relaxed);
-            if self.refused.len() >= REFUSED_MAX {
-                let first = self.refused.iter().min_by_key(|(_, until)| **until);
+            let before = self.offenders.remove(&peer);
+            if self.offenders.len() >= REFUSED_MAX {
+                let first = self.offenders.iter().min_by_key(|(_, known)| known.until);
                 let first = first.map(|(peer, _)| *peer);
-                first.and_then(|first| self.refused.remove(&first));
+                first.and_then(|first| self.offenders.remove(&first));
             }
-            self.refused.insert(peer, Instant::now() + REFUSAL);
+            let offender = Offender::again(before, Instant::now());
+            self.offenders.insert(peer, offender);
             self.close(peer);
         }
     }
@@ -822,15 +1151,16 @@ pub(super) struct Handler {
     stays: bool,
     requests: mpsc::Receiver<OpenRequest>,
     slots: Arc<Semaphore>,
+    raw_slots: Arc<Semaphore>,
 }
 
-/// Offers or asks for channels; yields the stream with the channel that was agreed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Speaks(&'static [Channel]);
-
-/// A channel under the name it has on the wire.
+/// Offers or asks for uses of streams; yields the stream with the use that was agreed.
 #[derive(Debug, Clone)]
-pub(super) struct Spoken(Channel, StreamProtocol);
+pub(super) struct Speaks(Vec<Use>);
+
+/// A use under the name it has on the wire.
+#[derive(Debug, Clone)]
+pub(super) struct Spoken(Use, StreamProtocol);
 
 impl AsRef<str> for Spoken {
     fn as_ref(&self) -> &str {
@@ -845,13 +1175,13 @@ impl UpgradeInfo for Speaks {
     fn protocol_info(&self) -> Self::InfoIter {
         self.0
             .iter()
-            .map(|channel| Spoken(*channel, channel.protocol()))
+            .map(|wanted| Spoken(*wanted, wanted.protocol()))
             .collect()
     }
 }
 
 impl InboundUpgrade<Stream> for Speaks {
-    type Output = (Channel, Stream);
+    type Output = (Use, Stream);
     type Error = Infallible;
     type Future = future::Ready<Result<Self::Output, Self::Error>>;
 
@@ -879,7 +1209,7 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = oneshot::Sender<Result<Stream, OpenError>>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(Speaks(self.shared.who.channels()), ()).with_timeout(OPEN_WAIT)
+        SubstreamProtocol::new(Speaks(self.shared.who.uses().to_vec()), ()).with_timeout(OPEN_WAIT)
     }
 
     /// Devices of one mesh stay connected: only the allow-list, a fault or the network parts them. So does whomever we dialled.
@@ -896,10 +1226,7 @@ impl ConnectionHandler for Handler {
         let Poll::Ready(Some(request)) = self.requests.poll_recv(cx) else {
             return Poll::Pending;
         };
-        let speaks = match request.channel {
-            Channel::Bitswap => Speaks(&[Channel::Bitswap]),
-            Channel::Sync => Speaks(&[Channel::Sync]),
-        };
+        let speaks = Speaks(vec![request.wanted]);
         Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
             protocol: SubstreamProtocol::new(speaks, request.reply).with_timeout(OPEN_WAIT),
         })
@@ -920,7 +1247,30 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol: (channel, stream),
+                protocol: (Use::Raw(raw), stream),
+                ..
+            }) => {
+                let Ok(slot) = self.raw_slots.clone().try_acquire_owned() else {
+                    let _ = self.shared.faults.send((self.peer.device, Fault::Streams));
+                    return;
+                };
+                let stream = RawStream {
+                    device: self.peer.device,
+                    raw,
+                    stream,
+                    ended: self.peer.ended.subscribe(),
+                    shared: self.shared.clone(),
+                    _slot: slot,
+                    _held: None,
+                };
+                let (to, peer) = (self.shared.raw.clone(), self.peer.clone());
+                // As many wait as have a slot.
+                self.shared.runtime.spawn(peer.while_there(async move {
+                    let _ = to.send(stream).await;
+                }));
+            }
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: (Use::Messages(channel), stream),
                 ..
             }) => {
                 let Ok(slot) = self.slots.clone().try_acquire_owned() else {
@@ -949,5 +1299,26 @@ impl ConnectionHandler for Handler {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_breaks_the_rules_again_is_kept_out_longer() {
+        let now = Instant::now();
+        let mut offender = None;
+        let mut refusals = Vec::new();
+        for _ in 0..100 {
+            let next = Offender::again(offender, now);
+            refusals.push(next.until.duration_since(now));
+            offender = Some(next);
+        }
+        assert_eq!(refusals.first(), Some(&REFUSAL));
+        assert_eq!(refusals.get(1), Some(&(2 * REFUSAL)));
+        assert!(refusals.is_sorted());
+        assert_eq!(refusals.last(), Some(&REFUSAL_MAX));
     }
 }

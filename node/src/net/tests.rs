@@ -14,6 +14,7 @@ use super::door::{
 };
 use super::event::QUEUE_BYTES_MAX;
 use super::inside::PUBLISH_BYTES_MAX;
+use super::rate::Rates;
 use super::*;
 
 /// Far beyond what any of these waits takes.
@@ -35,10 +36,10 @@ fn listen() -> Vec<Multiaddr> {
 
 impl Node {
     async fn start(seed: u8) -> Self {
-        let config = Config {
-            listen: listen(),
-            mesh: SpaceId([9; 32]),
-        };
+        Self::start_with(seed, Config::new(SpaceId([9; 32]), listen())).await
+    }
+
+    async fn start_with(seed: u8, config: Config) -> Self {
         let (handle, mut events) = Inside::start(Zeroizing::new([seed; 32]), config).unwrap();
         let (mut tcp, mut quic) = (None, None);
         while tcp.is_none() || quic.is_none() {
@@ -239,6 +240,57 @@ async fn burst_loses_nothing_and_keeps_its_order() {
         }
     };
     futures::join!(received, sent);
+}
+
+/// More streams at once than a device has towards another, and an owner that takes one after the other: none is lost, none waits for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn burst_of_raw_streams_loses_none() {
+    for transport in [
+        |node: &Node| node.tcp.clone(),
+        |node: &Node| node.quic.clone(),
+    ] {
+        let [mut a, mut b] = nodes().await;
+        let to = transport(&b);
+        a.connect(&mut b, to).await;
+        let mut streams = b.handle.take_raw().unwrap();
+        assert!(b.handle.take_raw().is_none(), "one owner");
+        for _ in 0..4 {
+            let mut asking = tokio::task::JoinSet::new();
+            for n in 0..200_u8 {
+                let (handle, to) = (a.handle.clone(), b.device());
+                asking.spawn(async move {
+                    let mut stream = handle.open_raw(to, Raw::Where).await.unwrap();
+                    stream.write_all(&[n; 100], DEADLINE).await.unwrap();
+                    stream.close(DEADLINE).await.unwrap();
+                    let answer = stream.read_to_end(1000, DEADLINE).await.unwrap();
+                    assert_eq!(answer, [n; 200]);
+                });
+            }
+            for _ in 0..200 {
+                let mut stream = streams.recv().await.unwrap();
+                assert_eq!((stream.device(), stream.raw()), (a.device(), Raw::Where));
+                let asked = stream.read_to_end(100, DEADLINE).await.unwrap();
+                assert_eq!(asked.len(), 100);
+                let answer = [&asked[..], &asked].concat();
+                stream.write_all(&answer, DEADLINE).await.unwrap();
+                stream.close(DEADLINE).await.unwrap();
+            }
+            while let Some(done) = asking.join_next().await {
+                done.unwrap();
+            }
+        }
+        assert_eq!(b.handle.stats().cut, 0);
+        // More than is asked for is refused, and who is gone is missed at once.
+        let mut asking = a.handle.open_raw(b.device(), Raw::Packs).await.unwrap();
+        asking.write_all(&[1; 200], DEADLINE).await.unwrap();
+        let mut stream = streams.recv().await.unwrap();
+        let read = stream.read_to_end(100, DEADLINE).await;
+        assert_eq!(read, Err(RawError::TooLong));
+        drop(stream);
+        b.handle.shutdown().await;
+        let read = asking.read_to_end(100, DEADLINE).await;
+        assert!(matches!(read, Err(RawError::Broken)) || read == Ok(Vec::new()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -497,6 +549,98 @@ async fn provider_is_found_through_a_third() {
     .await;
 }
 
+/// Connects two devices, which then know each other in the DHT.
+async fn acquaint(one: &mut Node, other: &mut Node) {
+    let to = other.tcp.clone();
+    one.connect(other, to).await;
+    let told = |device| {
+        move |event| {
+            matches!(event, NetEvent::Addresses { device: of, .. } if of == device).then_some(())
+        }
+    };
+    one.until(told(other.device())).await;
+    other.until(told(one.device())).await;
+}
+
+/// Asks until somebody is found.
+async fn provider(node: &mut Node, key: [u8; 32]) -> Vec<DeviceId> {
+    for token in 1.. {
+        node.handle.find_providers(key, token).unwrap();
+        let found = node
+            .until(|event| match event {
+                NetEvent::Providers { token: of, devices } if of == token => Some(devices),
+                _ => None,
+            })
+            .await;
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    unreachable!("asked for ever")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_others_outlasts_a_restart() {
+    let [mut a, mut b] = nodes().await;
+    acquaint(&mut a, &mut b).await;
+    a.handle.provide([5; 32]).unwrap();
+    let (first, devices) = (a.device(), BTreeSet::from([a.device(), b.device()]));
+    // It may be found at the one that provides before it is told to the other.
+    let told = async {
+        loop {
+            assert_eq!(provider(&mut b, [5; 32]).await, [first]);
+            if let Some(records) = b.handle.records().await.unwrap() {
+                return records;
+            }
+        }
+    };
+    let records = tokio::time::timeout(DEADLINE, told).await.unwrap();
+    assert_eq!(b.handle.records().await.unwrap(), None, "nothing is new");
+    b.handle.shutdown().await;
+    a.handle.shutdown().await;
+    // The one that knew is here again, the one that told is not.
+    let config = |records| Config {
+        records,
+        ..Config::new(SpaceId([9; 32]), listen())
+    };
+    let mut b = Node::start_with(2, config(records.clone())).await;
+    b.allow(devices).await;
+    assert_eq!(provider(&mut b, [5; 32]).await, [first]);
+    // It was removed from the mesh meanwhile.
+    let mut b = Node::start_with(2, config(records)).await;
+    b.allow(BTreeSet::new()).await;
+    b.handle.find_providers([5; 32], 1).unwrap();
+    let devices = Vec::new();
+    b.sees(NetEvent::Providers { token: 1, devices }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn address_record_is_offered_to_the_owner_and_found_by_a_third() {
+    use kith_object::key::{DeviceKeys, Rng};
+    use kith_object::time::Time;
+    use kith_protocol::record::AddressRecord;
+
+    let [mut a, mut b, mut c] = nodes().await;
+    acquaint(&mut a, &mut b).await;
+    acquaint(&mut c, &mut b).await;
+    let keys = DeviceKeys::generate(&mut Rng::from_seed([1; 32]));
+    let said = AddressRecord::sign(&keys, Time(1), &["here".to_owned()]).unwrap();
+    let said = Bytes::copy_from_slice(said.bytes());
+    let key = [6; 32];
+    a.handle.put_record(key, said.clone()).unwrap();
+    b.sees(NetEvent::Offered {
+        key,
+        record: said.clone(),
+    })
+    .await;
+    // Nobody passes on what its owner has not looked at.
+    let reach = b.handle.records().await.unwrap();
+    assert!(reach.is_none(), "not kept yet");
+    b.handle.keep_record(key, said.clone()).unwrap();
+    c.handle.find_record(key).unwrap();
+    c.sees(NetEvent::Record { key, record: said }).await;
+}
+
 /// An address where nobody listens.
 fn dead() -> Multiaddr {
     let port = TcpListener::bind("127.0.0.1:0")
@@ -568,12 +712,20 @@ async fn two_that_dial_each_other_are_connected_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn taken_address_is_an_error_at_the_start() {
     let node = Node::start(1).await;
-    let config = Config {
-        listen: vec![node.tcp.clone()],
-        mesh: SpaceId([9; 32]),
-    };
+    let config = Config::new(SpaceId([9; 32]), vec![node.tcp.clone()]);
     let error = Inside::start(Zeroizing::new([2; 32]), config).unwrap_err();
     assert_eq!(error.to_string(), format!("listen on {}", node.tcp));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn defect_in_the_swarm_ends_the_events() {
+    let mut node = Node::start(1).await;
+    node.handle.panic();
+    while node.events.recv().await.is_some() {}
+    assert_eq!(
+        node.handle.publish(Bytes::from_static(b"x")),
+        Err(Refused::Stopped)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -593,10 +745,7 @@ async fn shutdown_ends_the_events_and_frees_the_port() {
     );
     assert_eq!(b.handle.publish(body(1, 1)), Err(Refused::Stopped));
     a.sees(NetEvent::Disconnected(b.device())).await;
-    let config = Config {
-        listen: vec![to],
-        mesh: SpaceId([9; 32]),
-    };
+    let config = Config::new(SpaceId([9; 32]), vec![to]);
     let (again, mut events) = Inside::start(Zeroizing::new([2; 32]), config).unwrap();
     assert!(matches!(next(&mut events).await, NetEvent::Listening(_)));
     drop(again);
@@ -874,4 +1023,128 @@ async fn throughput_is_that_of_the_raw_stream() {
         report(&format!("{name}, inside"), start);
         writer.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_goes_a_second_than_the_owner_allows() {
+    // Whoever sends is held back, and whoever receives holds the sender back; over both transports.
+    let rate = std::num::NonZeroU64::new(512 << 10);
+    let upload = Rates {
+        upload: rate,
+        ..Rates::default()
+    };
+    let download = Rates {
+        download: rate,
+        ..Rates::default()
+    };
+    for (sends, receives, quic) in [
+        (upload, Rates::default(), false),
+        (Rates::default(), download, false),
+        (upload, Rates::default(), true),
+        (Rates::default(), download, true),
+    ] {
+        let config = |rates| Config {
+            rates,
+            ..Config::new(SpaceId([9; 32]), listen())
+        };
+        let mut a = Node::start_with(1, config(sends)).await;
+        let mut b = Node::start_with(2, config(receives)).await;
+        let devices = BTreeSet::from([a.device(), b.device()]);
+        a.allow(devices.clone()).await;
+        b.allow(devices).await;
+        let addr = if quic { b.quic.clone() } else { b.tcp.clone() };
+        a.connect(&mut b, addr).await;
+        let begun = Instant::now();
+        let (to, len) = (b.device(), 256 << 10);
+        for n in 0..6 {
+            a.handle
+                .send(to, Channel::Bitswap, body(len, n), n)
+                .unwrap();
+        }
+        for n in 0..6 {
+            assert_eq!(b.message().await.2, body(len, n));
+        }
+        // 1.5 MiB at half of one a second, less what may go at once. No upper bound: others use the machine.
+        let took = begun.elapsed();
+        assert!(took > Duration::from_millis(2500), "{took:?}");
+        // Pings go by all that.
+        assert_eq!(a.handle.stats().cut + b.handle.stats().cut, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_no_more_than_the_owner_allows() {
+    let few = Config {
+        connections_max: 3,
+        ..Config::new(SpaceId([9; 32]), listen())
+    };
+    let mut hub = Node::start_with(100, few).await;
+    let mut others = Vec::new();
+    for seed in 1..=5 {
+        others.push(Node::start(seed).await);
+    }
+    let mut devices: BTreeSet<DeviceId> = others.iter().map(Node::device).collect();
+    devices.insert(hub.device());
+    hub.allow(devices.clone()).await;
+    let mut connected = 0;
+    for other in &mut others {
+        other.allow(devices.clone()).await;
+        other
+            .handle
+            .dial(hub.device(), vec![hub.tcp.clone()])
+            .unwrap();
+        // Whoever is one too many may look connected for a moment, until the other side has counted.
+        let there = hub.device();
+        let stays = other
+            .until(|event| match event {
+                NetEvent::Connected(device) if device == there => Some(true),
+                NetEvent::Unreachable(device) if device == there => Some(false),
+                _ => None,
+            })
+            .await;
+        connected += usize::from(stays);
+    }
+    assert!(connected >= 3, "{connected}");
+    let reach = hub.handle.reach().await.unwrap();
+    assert_eq!(reach.links.len(), 3, "{reach:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_move_to_tcp_as_soon_as_it_is_there() {
+    let mut moved = 0;
+    for _ in 0..40 {
+        let [mut a, mut b] = nodes().await;
+        // Each dials once, before it knows of the other's.
+        let (quic, tcp) = (b.quic.clone(), a.tcp.clone());
+        a.handle.dial(b.device(), vec![quic]).unwrap();
+        b.handle.dial(a.device(), vec![tcp]).unwrap();
+        a.sees(NetEvent::Connected(b.device())).await;
+        b.sees(NetEvent::Connected(a.device())).await;
+        let to = b.device();
+        a.handle
+            .send(to, Channel::Bitswap, body(1000, 1), 1)
+            .unwrap();
+        assert_eq!(b.message().await.2, body(1000, 1));
+        let first = a.handle.streams().sends_by_tcp(&to, Channel::Bitswap);
+        let both = |node: &Node| node.handle.streams().transports(&to).len() == 2;
+        let begun = Instant::now();
+        while !both(&a) && begun.elapsed() < Duration::from_millis(200) {
+            tokio::task::yield_now().await;
+        }
+        if !both(&a) {
+            continue;
+        }
+        for n in 2..5 {
+            a.handle
+                .send(to, Channel::Bitswap, body(1000, n), n)
+                .unwrap();
+            assert_eq!(b.message().await.2, body(1000, n));
+        }
+        assert!(a.handle.streams().sends_by_tcp(&to, Channel::Bitswap));
+        moved += usize::from(!first);
+        if moved == 3 {
+            return;
+        }
+    }
+    assert!(moved > 0, "QUIC was never first");
 }

@@ -2,20 +2,22 @@
 //!
 //! Spec: `protocol/spec/outside.md`, "What is served".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kith_object::id::{Cid, DeviceId};
+use kith_object::object::Reached;
 use kith_protocol::exchange::{Effect, Exchange, Input, Loaded};
+use kith_protocol::record::{Announcements, Key};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use crate::config::now;
-use crate::net::outside::{self, OutsideHandle};
+use crate::config::{fresh_rng, now};
+use crate::net::outside::{self, OutsideConfig, OutsideHandle};
 use crate::net::{Multiaddr, NetEvent, NetEvents, StartError};
 use crate::source::Arrival;
 use crate::store::DiskStore;
@@ -29,6 +31,8 @@ pub(crate) struct Outside {
     net: OutsideHandle,
     requests: AtomicU64,
     listening: Arc<Mutex<Vec<Multiaddr>>>,
+    /// What may be served of what lies in public packs; all of it if absent.
+    only: Arc<Mutex<Option<Arc<Reached>>>>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -40,31 +44,39 @@ enum Ask {
         to: blocking::Sender<Arrival>,
     },
     Cancel(u64),
+    /// Digests of roots that anybody is told of.
+    Announce(Vec<[u8; 32]>),
+    /// Digests of roots that nobody is told of any more.
+    Withdraw(Vec<[u8; 32]>),
     Stop,
 }
 
 impl Outside {
-    /// Starts it under that key, listening on those addresses, if any. Without a store it serves nothing.
+    /// Starts it under that key. Without a store it serves nothing; `only` is as in [`Outside::serve_only`].
     ///
     /// # Errors
     /// [`StartError`].
     pub(crate) fn start(
         seed: Zeroizing<[u8; 32]>,
-        addrs: &[Multiaddr],
+        config: &OutsideConfig,
         store: Option<Arc<DiskStore>>,
+        only: Option<Arc<Reached>>,
     ) -> Result<Arc<Self>, StartError> {
-        let (net, events) = outside::start(seed, addrs)?;
+        let only = Arc::new(Mutex::new(only));
+        let (net, events) = outside::start(seed, config)?;
         let (asks, queue) = mpsc::unbounded_channel();
         let listening = Arc::new(Mutex::new(Vec::new()));
         let (to_reader, loads) = blocking::sync_channel(LOADS_MAX);
-        let answers = asks.clone();
-        std::thread::spawn(move || read(store.as_deref(), &loads, &answers));
+        let (answers, serves) = (asks.clone(), only.clone());
+        std::thread::spawn(move || read(store.as_deref(), &serves, &loads, &answers));
         let driver = Driver {
             exchange: Exchange::new(),
             net: net.clone(),
             fetches: BTreeMap::new(),
             to_reader,
             listening: listening.clone(),
+            announcements: Announcements::new(now(), Key(fresh_rng().bytes())),
+            peers: BTreeSet::new(),
         };
         let task = tokio::spawn(driver.run(queue, events));
         Ok(Arc::new(Self {
@@ -72,6 +84,7 @@ impl Outside {
             net,
             requests: AtomicU64::new(1),
             listening,
+            only,
             task: Mutex::new(Some(task)),
         }))
     }
@@ -79,6 +92,36 @@ impl Outside {
     /// Connects to whoever is there.
     pub(crate) async fn dial(&self, addr: Multiaddr) -> Result<DeviceId, String> {
         self.net.dial(addr).await
+    }
+
+    /// Looks in the DHT for who has it, and connects to them; those that it is connected with then.
+    pub(crate) async fn find(&self, cid: &Cid) -> Vec<DeviceId> {
+        match cid.public_digest() {
+            Some(digest) => self.net.find(digest).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Has roots announced in the DHT, if there is one, now and again.
+    pub(crate) fn announce<'a>(&self, roots: impl Iterator<Item = &'a Cid>) {
+        let digests = roots.filter_map(Cid::public_digest).collect();
+        let _ = self.asks.send(Ask::Announce(digests));
+    }
+
+    /// Says no longer in the DHT that these are to be had here; what others were told before they forget within two days.
+    pub(crate) fn withdraw<'a>(&self, roots: impl Iterator<Item = &'a Cid>) {
+        let digests = roots.filter_map(Cid::public_digest).collect();
+        let _ = self.asks.send(Ask::Withdraw(digests));
+    }
+
+    /// From here on only these blocks are served, of those in public packs; all of them if there is no such set.
+    pub(crate) fn serve_only(&self, only: Option<Arc<Reached>>) {
+        *self.only.lock().unwrap_or_else(PoisonError::into_inner) = only;
+    }
+
+    /// Whether nobody is connected.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.net.is_alone()
     }
 
     /// Where it can be reached, with the name it has there.
@@ -140,12 +183,18 @@ struct Driver {
     fetches: BTreeMap<u64, blocking::Sender<Arrival>>,
     to_reader: blocking::SyncSender<(DeviceId, Cid, bool)>,
     listening: Arc<Mutex<Vec<Multiaddr>>>,
+    announcements: Announcements,
+    peers: BTreeSet<DeviceId>,
 }
 
 impl Driver {
     async fn run(mut self, mut asks: mpsc::UnboundedReceiver<Ask>, mut events: NetEvents) {
         loop {
-            let wakeup = self.exchange.next_wakeup();
+            let wakeups = [
+                self.exchange.next_wakeup(),
+                self.announcements.next_wakeup(),
+            ];
+            let wakeup = wakeups.into_iter().flatten().min();
             let pause = wakeup.map(|at| Duration::from_millis(at.since(now()).as_ms()));
             tokio::select! {
                 ask = asks.recv() => match ask {
@@ -157,6 +206,17 @@ impl Driver {
                     Some(Ask::Cancel(request)) => {
                         self.fetches.remove(&request);
                         self.exchange.handle(now(), Input::Cancel { request });
+                    }
+                    Some(Ask::Announce(digests)) => {
+                        for digest in digests {
+                            self.announcements.add(Key(digest));
+                        }
+                    }
+                    Some(Ask::Withdraw(digests)) => {
+                        for digest in digests {
+                            self.announcements.remove(&Key(digest));
+                            let _ = self.net.withdraw(digest);
+                        }
                     }
                     Some(Ask::Stop) | None => break,
                 },
@@ -193,8 +253,14 @@ impl Driver {
                 listening.retain(|known| *known != addr);
                 return;
             }
-            NetEvent::Connected(peer) => Input::PeerUp(peer),
-            NetEvent::Disconnected(peer) => Input::PeerDown(peer),
+            NetEvent::Connected(peer) => {
+                self.peers.insert(peer);
+                Input::PeerUp(peer)
+            }
+            NetEvent::Disconnected(peer) => {
+                self.peers.remove(&peer);
+                Input::PeerDown(peer)
+            }
             NetEvent::Received { peer, bytes, .. } => Input::Message { peer, bytes },
             NetEvent::Sent { peer, len, .. } | NetEvent::Unsent { peer, len, .. } => {
                 Input::Flushed { peer, len }
@@ -205,6 +271,10 @@ impl Driver {
     }
 
     fn perform(&mut self) {
+        self.announcements.heard(!self.peers.is_empty());
+        while let Some(key) = self.announcements.due(now()) {
+            let _ = self.net.provide(key.0);
+        }
         while let Some(effect) = self.exchange.poll_effect() {
             match effect {
                 Effect::Send { peer, message } => {
@@ -257,19 +327,20 @@ impl Driver {
     }
 }
 
-/// The multihash code of SHA2-256, which names all that is public: sealed blocks go by BLAKE3.
-const SHA2_256: u64 = 0x12;
-
 /// The reading thread: of all that is in the store, only what anybody may have. For a sealed block nothing is looked up, so that not even the time it takes tells
 /// whether it is here.
 fn read(
     store: Option<&DiskStore>,
+    only: &Mutex<Option<Arc<Reached>>>,
     queue: &blocking::Receiver<(DeviceId, Cid, bool)>,
     answers: &mpsc::UnboundedSender<Ask>,
 ) {
     while let Ok((peer, cid, block)) = queue.recv() {
-        let (_, _, hash, _) = cid.prefix();
-        let store = store.filter(|_| hash == SHA2_256);
+        let is_served = cid.public_digest().is_some() && {
+            let only = only.lock().unwrap_or_else(PoisonError::into_inner);
+            only.as_ref().is_none_or(|only| only.has_public(&cid))
+        };
+        let store = store.filter(|_| is_served);
         let found = store.and_then(|store| {
             let looked = match store.is_public(&cid) {
                 Ok(true) if block => store.get(&cid).map(|found| found.map(Loaded::Block)),

@@ -2,6 +2,7 @@
 //!
 //! Spec: `protocol/spec/outside.md`, "Publishing".
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -10,9 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use kith_core::collect;
 use kith_object::id::Cid;
 use kith_object::key::DeviceKeys;
+use kith_object::object::{Leaves, Reach, Reached};
 use kith_object::pack::Class;
+use kith_object::seal::Opener;
 use kith_object::store::{StoreError, Verified};
 use kith_object::tree::TREE_DEPTH_MAX;
 use kith_object::unixfs::{self, FileBuilder, FolderError, Profile, Written};
@@ -24,7 +28,9 @@ use crate::store::DiskStore;
 
 /// The file of the list.
 pub(crate) const PUBLISHED_FILE: &str = "published";
-const MAGIC: &[u8; 8] = b"kithpub1";
+const MAGIC: &[u8; 8] = b"kithpub2";
+/// Before anything could be taken back.
+const MAGIC_BEFORE: &[u8; 8] = b"kithpub1";
 /// Most roots in the list, and its length.
 const PUBLISHED_MAX: usize = 10_000;
 const PUBLISHED_BYTES_MAX: u64 = 4 << 20;
@@ -32,6 +38,8 @@ const PUBLISHED_BYTES_MAX: u64 = 4 << 20;
 const NAME_BYTES_MAX: usize = 255;
 /// Blocks that are told together to whoever waits for them.
 const TELL_TOGETHER: usize = 256;
+/// Most blocks that are told of late; who waits for others asks again by itself.
+const HELD_BACK_MAX: usize = 1 << 16;
 
 /// A root that anybody may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +53,15 @@ pub(crate) struct Root {
     pub(crate) name: Vec<u8>,
 }
 
+/// What is public.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Published {
+    /// The roots, in the order in which they were put.
+    pub(crate) roots: Vec<Root>,
+    /// Blocks that no root leads to may still lie in public packs: something was taken back, and its room has not been given back yet.
+    pub(crate) has_strays: bool,
+}
+
 /// Why something is not published.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishError {
@@ -55,8 +72,8 @@ pub(crate) enum PublishError {
     },
     #[error("{path} is neither file, folder nor symlink", path = path.display())]
     Kind { path: std::path::PathBuf },
-    #[error("{path} has so many names that it would have to be sharded, which Kith does not do", path = path.display())]
-    TooLong { path: std::path::PathBuf },
+    #[error("{path} is a large folder, two names of which cannot be told apart by the hash that spreads it over several nodes", path = path.display())]
+    Names { path: std::path::PathBuf },
     #[error("{path} is nested too deeply", path = path.display())]
     TooDeep { path: std::path::PathBuf },
     #[error("{path} is Kith's own data folder", path = path.display())]
@@ -67,6 +84,8 @@ pub(crate) enum PublishError {
     Store(#[source] Box<StoreError>),
     #[error("keep the list of what is public")]
     List(#[source] HomeError),
+    #[error("{0} is not in the list of what is public")]
+    Unknown(Cid),
     #[error("the list of what is public has {PUBLISHED_MAX} entries, which is all that it takes")]
     Full,
 }
@@ -79,6 +98,8 @@ pub(crate) struct Publisher<'a> {
     pub(crate) progress: &'a Progress,
     /// Kith's own folder, whose keys never leave the device.
     pub(crate) without: &'a Path,
+    /// Whether nothing may be told of before the root is in the list.
+    holds_back: bool,
     told: Vec<Cid>,
     failed: Option<StoreError>,
 }
@@ -97,9 +118,16 @@ impl<'a> Publisher<'a> {
             outside,
             progress,
             without,
+            holds_back: false,
             told: Vec::new(),
             failed: None,
         }
+    }
+
+    /// Tells nobody of blocks before [`Publisher::tell`]: they are served only once the root is in the list.
+    pub(crate) fn holding_back(mut self) -> Self {
+        self.holds_back = true;
+        self
     }
 
     /// Stores what stands at a path; it lasts when this returns. Answers the root and the bytes of all files.
@@ -109,7 +137,9 @@ impl<'a> Publisher<'a> {
         self.store
             .flush()
             .map_err(|error| PublishError::Store(Box::new(error)))?;
-        self.tell();
+        if !self.holds_back {
+            self.tell();
+        }
         let after = self.progress.bytes.load(Ordering::Relaxed);
         Ok((written.cid, after - before))
     }
@@ -162,7 +192,7 @@ impl<'a> Publisher<'a> {
         let written = unixfs::folder(profile, &entries, &mut |cid, block| self.keep(cid, &block));
         match written {
             Ok(written) => Ok(written),
-            Err(FolderError::TooLong) => Err(PublishError::TooLong { path: path_of() }),
+            Err(FolderError::Collide) => Err(PublishError::Names { path: path_of() }),
             Err(FolderError::Sink(error)) => self.done(path, Err(error)),
         }
     }
@@ -205,8 +235,10 @@ impl<'a> Publisher<'a> {
             .put_verified(Class::Public, Verified::computed(cid, block));
         match put {
             Ok(_) => {
-                self.told.push(cid);
-                if self.told.len() >= TELL_TOGETHER {
+                if self.told.len() < HELD_BACK_MAX {
+                    self.told.push(cid);
+                }
+                if self.told.len() >= TELL_TOGETHER && !self.holds_back {
                     self.tell();
                 }
                 Ok(())
@@ -218,7 +250,8 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    fn tell(&mut self) {
+    /// Tells whoever waits for the blocks that they are here.
+    pub(crate) fn tell(&mut self) {
         let told = std::mem::take(&mut self.told);
         if let Some(outside) = self.outside {
             outside.stored(told);
@@ -242,31 +275,57 @@ fn same(one: &Path, other: &Path) -> bool {
     matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// What is public, in the order in which it was put.
+/// What is public; nothing if nothing was ever put, or if somebody removed the list.
 ///
 /// # Errors
 /// [`HomeError`]: it cannot be read, or is damaged.
-pub(crate) fn read(home: &Home, keys: &DeviceKeys) -> Result<Vec<Root>, HomeError> {
+pub(crate) fn read(home: &Home, keys: &DeviceKeys) -> Result<Option<Published>, HomeError> {
     let plain = home.read_sealed_strictly(PUBLISHED_FILE, keys, PUBLISHED_BYTES_MAX)?;
     let Some(plain) = plain else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    decode(&plain).ok_or_else(|| HomeError::SideDamaged {
+    let published = decode(&plain).ok_or_else(|| HomeError::SideDamaged {
         path: home.path().join(PUBLISHED_FILE),
-    })
+    });
+    published.map(Some)
 }
 
-/// Adds a root, in place of an earlier entry of the same.
-pub(crate) fn add(home: &Home, keys: &DeviceKeys, root: Root) -> Result<(), PublishError> {
-    let mut roots = read(home, keys).map_err(PublishError::List)?;
-    roots.retain(|known| known.cid != root.cid);
-    if roots.len() >= PUBLISHED_MAX {
-        return Err(PublishError::Full);
+/// Writes the list down; it lasts when this returns.
+pub(crate) fn write(
+    home: &Home,
+    keys: &DeviceKeys,
+    published: &Published,
+) -> Result<(), HomeError> {
+    home.write_sealed(PUBLISHED_FILE, keys, &mut fresh_rng(), &encode(published))
+}
+
+/// Which blocks the roots lead to.
+///
+/// # Errors
+/// [`StoreError`] of the disk or the index as a whole.
+pub(crate) fn reached(store: &DiskStore, published: &Published) -> Result<Reached, StoreError> {
+    let nothing = Opener::new(Vec::new());
+    let mut reach = Reach::new(nothing, Leaves::new(fresh_rng().bytes()), BTreeSet::new());
+    reach.enter_public(published.cids());
+    collect::walk(store, &mut reach, &|| false)?;
+    Ok(reach.finish().0)
+}
+
+impl Published {
+    /// Adds a root, in place of an earlier entry of the same.
+    pub(crate) fn add(&mut self, root: Root) -> Result<(), PublishError> {
+        self.roots.retain(|known| known.cid != root.cid);
+        if self.roots.len() >= PUBLISHED_MAX {
+            return Err(PublishError::Full);
+        }
+        self.roots.push(root);
+        Ok(())
     }
-    roots.push(root);
-    let plain = encode(&roots);
-    home.write_sealed(PUBLISHED_FILE, keys, &mut fresh_rng(), &plain)
-        .map_err(PublishError::List)
+
+    /// The roots by name.
+    pub(crate) fn cids(&self) -> Vec<Cid> {
+        self.roots.iter().map(|root| root.cid).collect()
+    }
 }
 
 /// The name that a root is listed under.
@@ -275,9 +334,10 @@ pub(crate) fn name_of(path: &Path) -> Vec<u8> {
     name.iter().take(NAME_BYTES_MAX).copied().collect()
 }
 
-fn encode(roots: &[Root]) -> Vec<u8> {
+fn encode(published: &Published) -> Vec<u8> {
     let mut plain = MAGIC.to_vec();
-    for root in roots {
+    plain.push(u8::from(published.has_strays));
+    for root in &published.roots {
         let cid = root.cid.to_bytes();
         for part in [cid.as_slice(), &root.name] {
             plain.push(u8::try_from(part.len()).expect("CIDs and names are shorter than 256"));
@@ -289,8 +349,15 @@ fn encode(roots: &[Root]) -> Vec<u8> {
     plain
 }
 
-fn decode(plain: &[u8]) -> Option<Vec<Root>> {
-    let mut rest = plain.strip_prefix(MAGIC)?;
+fn decode(plain: &[u8]) -> Option<Published> {
+    let (has_strays, mut rest) = match plain.strip_prefix(MAGIC) {
+        Some(rest) => match rest.split_first()? {
+            (0, rest) => (false, rest),
+            (1, rest) => (true, rest),
+            _ => return None,
+        },
+        None => (false, plain.strip_prefix(MAGIC_BEFORE)?),
+    };
     let mut roots: Vec<Root> = Vec::new();
     while !rest.is_empty() {
         let mut part = || {
@@ -317,7 +384,7 @@ fn decode(plain: &[u8]) -> Option<Vec<Root>> {
             name,
         });
     }
-    Some(roots)
+    Some(Published { roots, has_strays })
 }
 
 #[cfg(test)]
@@ -333,12 +400,28 @@ mod tests {
             name: name.to_vec(),
         };
         let roots = vec![root(b"one", b""), root(b"two", &[0xff; NAME_BYTES_MAX])];
-        let plain = encode(&roots);
-        assert_eq!(decode(&plain), Some(roots.clone()));
-        assert_eq!(decode(MAGIC), Some(Vec::new()));
-        let ends = (0..plain.len()).filter(|end| decode(&plain[..*end]).is_some());
-        assert_eq!(ends.count(), 2);
-        let twice = [plain.as_slice(), &plain[8..]].concat();
+        let published = |has_strays| Published {
+            roots: roots.clone(),
+            has_strays,
+        };
+        for has_strays in [false, true] {
+            let published = published(has_strays);
+            let plain = encode(&published);
+            assert_eq!(decode(&plain), Some(published));
+            // Only where a root ends.
+            let ends = (0..plain.len()).filter(|end| decode(&plain[..*end]).is_some());
+            assert_eq!(ends.count(), 2);
+        }
+        let plain = encode(&published(false));
+        assert_eq!(
+            decode(&[MAGIC.as_slice(), &[0]].concat()),
+            Some(Published::default())
+        );
+        assert_eq!(decode(&[MAGIC.as_slice(), &[2]].concat()), None);
+        // As it was written before.
+        let before = [MAGIC_BEFORE.as_slice(), &plain[9..]].concat();
+        assert_eq!(decode(&before), Some(published(false)));
+        let twice = [plain.as_slice(), &plain[9..]].concat();
         assert_eq!(decode(&twice), None);
     }
 }

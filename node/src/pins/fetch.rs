@@ -8,14 +8,20 @@ use kith_object::id::Cid;
 use kith_object::object::{BlockWalk, ObjectLink, Step};
 use kith_object::pack::Class;
 use kith_object::seal::Kind;
-use kith_object::store::{StoreError, Verified};
+use kith_object::store::{Keep, StoreError, Verified};
 use kith_object::tree::{self, FileKind, TREE_BYTES_MAX, TreeEntry};
+use kith_protocol::bulk::place::DIGESTS_MAX;
 
 use crate::backup::Seen;
+use crate::bulk::{FetchError, Fetched};
 use crate::source::{ReadError, Source};
 
 /// Blocks asked for at once: at the usual sizes some 16 MiB under way.
 const BATCH: usize = 128;
+/// Blocks that are lacking before packs are looked for in which they lie: as many as one question names.
+const GATHERED: usize = DIGESTS_MAX;
+/// With fewer, it is not worth a question.
+const PACKS_LEAST: usize = 32;
 /// Times in a row that nothing of a batch could be had, before no more is asked for: each costs seconds of hope.
 const VAIN_MAX: u32 = 3;
 /// Most things that are told by name where they are missing; the rest are counted.
@@ -43,6 +49,8 @@ pub(crate) struct Fetch<'a> {
     folders: BTreeSet<[u8; 32]>,
     /// Blocks that are not here, to be asked for together.
     absent: Vec<Cid>,
+    /// How many there are before they are.
+    gathered: usize,
     /// There are packs that may go to make room: what lies in them only is written anew.
     has_cached: bool,
     vain: u32,
@@ -57,6 +65,7 @@ impl<'a> Fetch<'a> {
             walk: BlockWalk::new(source.opener.clone()),
             folders: BTreeSet::new(),
             absent: Vec::new(),
+            gathered: source.bulk.as_ref().map_or(BATCH, |_| GATHERED),
             has_cached: !source.store.cached_packs().is_empty(),
             vain: 0,
             reached: Reached::default(),
@@ -89,7 +98,7 @@ impl<'a> Fetch<'a> {
                     if !self.is_here(&cid, true)? {
                         self.absent.push(cid);
                     }
-                    if self.absent.len() >= BATCH {
+                    if self.absent.len() >= self.gathered {
                         self.fetch()?;
                     }
                 }
@@ -158,18 +167,58 @@ impl<'a> Fetch<'a> {
 
     /// Asks others for what has gathered.
     fn fetch(&mut self) -> Result<(), ReadError> {
-        let absent = std::mem::take(&mut self.absent);
-        if absent.is_empty() {
-            return Ok(());
+        let mut absent = std::mem::take(&mut self.absent);
+        if absent.len() >= PACKS_LEAST {
+            absent = self.fetch_packs(absent)?;
         }
-        let came = self.ask(&absent)?;
-        for cid in absent {
-            match came.get(&cid) {
-                Some(block) => self.count(block.len()),
-                None => self.lacks(|| format!("block {cid}")),
+        for batch in absent.chunks(BATCH) {
+            let came = self.ask(batch)?;
+            for cid in batch {
+                match came.get(cid) {
+                    Some(block) => self.count(block.len()),
+                    None => self.lacks(|| format!("block {cid}")),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Fetches whole the packs of which much is lacking; answers what is lacking then.
+    fn fetch_packs(&mut self, absent: Vec<Cid>) -> Result<Vec<Cid>, ReadError> {
+        let Some(bulk) = &self.source.bulk else {
+            return Ok(absent);
+        };
+        let cancelled = &self.source.tally.cancelled;
+        let fetched = bulk.runtime.block_on(async {
+            let mut packs = bulk.places(&absent).await;
+            packs.retain(|pack| pack.wanted.saturating_mul(2) >= pack.blocks);
+            if packs.is_empty() {
+                return Ok(None);
+            }
+            bulk.fetch(packs, Keep::Kept, cancelled).await.map(Some)
+        });
+        let fetched = match fetched {
+            Ok(None) => return Ok(absent),
+            Ok(Some(fetched)) => fetched,
+            Err(FetchError::Cancelled) => return Err(ReadError::Cancelled),
+            // There may still be room for the blocks alone.
+            Err(FetchError::Store(error)) if error.is_full() => {
+                let store = &self.source.store;
+                store.discard_parts().map_err(ReadError::Store)?;
+                Fetched::default()
+            }
+            Err(FetchError::Store(error)) => return Err(ReadError::Store(error)),
+        };
+        for (device, bytes) in fetched.from {
+            self.source.tally.came(device, bytes);
+        }
+        let mut left = Vec::new();
+        for cid in absent {
+            if !self.is_here(&cid, true)? {
+                left.push(cid);
+            }
+        }
+        Ok(left)
     }
 
     /// Those blocks, as far as they can be had; what comes is stored.
@@ -187,8 +236,10 @@ impl<'a> Fetch<'a> {
         if !self.folders.insert(link.digest) {
             return Ok(Vec::new());
         }
-        // Its own blocks first, together.
-        self.fetch()?;
+        // Its own blocks first, together; they come with those of other things if there are many.
+        if self.absent.len() < PACKS_LEAST {
+            self.fetch()?;
+        }
         if self.vain >= VAIN_MAX
             && !self
                 .source

@@ -2,6 +2,7 @@
 
 mod describe;
 mod devices;
+mod doctor;
 mod export;
 pub(super) mod failure;
 mod get;
@@ -40,6 +41,7 @@ impl Service for Node {
             match request {
                 Request::Status => self.status(&tell).await,
                 Request::Devices => self.devices(&tell).await,
+                Request::Doctor => self.doctor(&tell).await,
                 Request::Put {
                     sources,
                     to,
@@ -64,13 +66,18 @@ impl Service for Node {
                 Request::GetPublic {
                     cid,
                     peers,
+                    dht,
                     dest,
                     force,
-                } => self.get_public(&cid, &peers, dest, force, &tell).await,
+                } => {
+                    let from = (peers.as_slice(), dht.as_deref());
+                    self.get_public(&cid, from, dest, force, &tell).await
+                }
                 Request::PutPublic { sources, profile } => {
                     self.put_public(sources, &profile, &tell).await
                 }
                 Request::Published => self.list_published(&tell).await,
+                Request::Unpublish { cids } => self.unpublish(cids, &tell).await,
                 Request::Export {
                     what,
                     file,

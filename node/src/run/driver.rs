@@ -348,7 +348,10 @@ impl Driver {
             }
             NetEvent::Connected(device) => Input::Connected(device),
             NetEvent::Disconnected(device) => Input::Disconnected(device),
-            NetEvent::Unreachable(_) | NetEvent::Subscribed(_) => return,
+            NetEvent::Subscribed(_) => return,
+            NetEvent::Unreachable(device) => Input::Unreachable(device),
+            NetEvent::Offered { key, record } => Input::Offered { key, record },
+            NetEvent::Record { key, record } => Input::Record { key, record },
             NetEvent::Received {
                 peer,
                 channel,
@@ -511,6 +514,15 @@ impl Driver {
             }
             Effect::FindProviders(key) => {
                 let _ = net.find_providers(key, 0);
+            }
+            Effect::PutRecord { key, record } => {
+                let _ = net.put_record(key, record);
+            }
+            Effect::KeepRecord { key, record } => {
+                let _ = net.keep_record(key, record);
+            }
+            Effect::FindRecord(key) => {
+                let _ = net.find_record(key);
             }
             _ => {}
         }

@@ -30,6 +30,7 @@ use super::calls::{CancelOnDrop, PROGRESS_EVERY, told};
 use super::{Node, held};
 use crate::config::{fresh_rng, now};
 use crate::local::Teller;
+use crate::outside::published::{self, Published};
 use crate::source::{ReadError, Source};
 use crate::verify;
 
@@ -353,6 +354,12 @@ impl Node {
             let roots = self.roots(std::mem::take(&mut snapshot.kept))?;
             let reached = self.walk(&snapshot, roots, &mut memory, &pace).await?;
             report.missing = reached.missing_count;
+            if let Some(missing @ 1..) = reached.public_missing {
+                let what = format!(
+                    "{missing} nodes of what is public cannot be read: nothing public goes"
+                );
+                report.trouble.push(what);
+            }
             Some(Arc::new(reached))
         };
         let complete = reached.clone().filter(|reached| reached.is_complete());
@@ -382,7 +389,12 @@ impl Node {
         }
         let walks = self.walks_now(&snapshot, walks, &mut memory, &pace).await?;
         self.drop_all(&mut report, &walks, &pace).await?;
+        if let Some(walk) = walks.first() {
+            self.forget_strays(walk.clone()).await?;
+        }
         self.drop_aside(walks).await?;
+        // What came of packs that nobody fetches any more.
+        self.job(|store| store.discard_parts().map(drop)).await?;
         drop(run);
         Ok(report)
     }
@@ -391,6 +403,52 @@ impl Node {
     fn roots(&self, mut kept: Vec<Kept>) -> Result<Vec<Kept>, RunError> {
         kept.append(&mut self.pins()?);
         Ok(kept)
+    }
+
+    /// What is public. Without a list nothing is known of it; one that cannot be read keeps everything that is.
+    async fn published(&self) -> Result<Option<Published>, RunError> {
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let read = tokio::task::spawn_blocking(move || published::read(&home, &keys));
+        let read = read.await.map_err(|_| RunError::Ending)?;
+        Ok(read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "nothing public is collected");
+            None
+        }))
+    }
+
+    /// Once nothing lies in public packs that was taken back, all that does is served again without looking. `walk` is the run's own: what it did not reach is
+    /// a stray, or was put since and waits for the next run; only where it reached everything the list as it is now is walked through.
+    async fn forget_strays(&self, walk: Arc<Reached>) -> Result<(), RunError> {
+        let turn = self.publishing.clone().lock_owned().await;
+        let Some(mut published) = self.published().await? else {
+            return Ok(());
+        };
+        if !published.has_strays {
+            return Ok(());
+        }
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let outside = held(&self.outside).clone();
+        self.job(move |store| {
+            let _turn = turn;
+            if collect::has_strays(store, &walk)? {
+                return Ok(());
+            }
+            let reached = published::reached(store, &published)?;
+            if reached.public_missing != Some(0) || collect::has_strays(store, &reached)? {
+                return Ok(());
+            }
+            published.has_strays = false;
+            match published::write(&home, &keys, &published) {
+                Ok(()) => {
+                    if let Some(outside) = outside {
+                        outside.serve_only(None);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the list of what is public stays as it was"),
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn job<T: Send + 'static>(
@@ -469,6 +527,9 @@ impl Node {
             let mut reach = Reach::new(snapshot.opener.clone(), leaves, lost.clone());
             for kept in &roots {
                 reach.enter(kept.link.clone(), kept.is_listing);
+            }
+            if let Some(published) = self.published().await? {
+                reach.enter_public(published.cids());
             }
             let walked = {
                 let pace = pace.clone();

@@ -77,7 +77,7 @@ impl Source {
             Arrival::Block { cid, block, from } => {
                 if fetching.wanted.remove(&cid) {
                     fetching.came(&cid);
-                    self.tally.came(from, block.len());
+                    self.tally.came(from, block.len() as u64);
                     self.keeper.keep(vec![(cid, block.clone())])?;
                     found.insert(cid, block);
                 }

@@ -59,6 +59,18 @@ impl Cid {
         }
     }
 
+    /// The SHA2-256 digest, if this names a block by it, as all that is public is named.
+    pub fn public_digest(&self) -> Option<[u8; 32]> {
+        let hash = self.0.hash();
+        let digest = hash.digest().try_into().ok();
+        digest.filter(|_| hash.code() == SHA2_256)
+    }
+
+    /// Whether the block is bytes that lead to no others.
+    pub fn is_raw(&self) -> bool {
+        self.0.codec() == RAW
+    }
+
     /// The binary form.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.0.to_bytes()

@@ -6,13 +6,14 @@ mod cache;
 mod closing;
 mod error;
 mod open_pack;
+mod part;
 mod reading;
 mod recovery;
 mod retire;
 mod room;
 mod scrub;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -24,6 +25,7 @@ use crate::time::Span;
 use cache::Cached;
 pub use error::StoreError;
 use open_pack::{Held, Writer};
+pub use part::{AdoptError, Part};
 use retire::Retiring;
 pub use retire::{CopyOut, Lease, Run};
 pub use room::{FREE_FLOOR, Usage};
@@ -159,6 +161,8 @@ pub struct StoreStats {
     pub corrupt: u64,
     /// Packs closed.
     pub packs_closed: u64,
+    /// Packs of other devices taken over whole.
+    pub packs_adopted: u64,
     /// Cached packs dropped to make room.
     pub packs_evicted: u64,
     /// Retired packs dropped.
@@ -194,6 +198,8 @@ pub struct Store<D, I> {
     cached: RwLock<Cached>,
     /// Which packs are on their way out, and who relies on which.
     retiring: Arc<Mutex<Retiring>>,
+    /// Packs of other devices that are under way.
+    parts: Arc<Mutex<BTreeSet<PackId>>>,
     /// Held by who takes closed packs away, or judges them.
     upkeep: Mutex<()>,
 }

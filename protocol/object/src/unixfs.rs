@@ -3,6 +3,7 @@
 //! Spec: `protocol/spec/unixfs.md`, "Profiles".
 
 mod node;
+mod shard;
 
 use std::io;
 
@@ -15,7 +16,7 @@ pub use node::{FileNode, Node, NodeError, NodeLink, read_node};
 const RAW: u64 = 0x55;
 const DAG_PB: u64 = 0x70;
 const SHA2_256: u64 = 0x12;
-/// Folders are not sharded here: longest node of one.
+/// Folders that are longer are spread over several nodes.
 const FOLDER_BYTES_MAX: usize = 256 << 10;
 
 /// A set of choices that decide which CID a file gets.
@@ -79,9 +80,9 @@ pub type Sink<'a> = dyn FnMut(Cid, Bytes) -> io::Result<()> + 'a;
 /// Why a folder is not written.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// Its node would be longer than 256 KiB; others shard such folders, which is not done here.
-    #[error("a folder of that many names would have to be sharded, which Kith does not do")]
-    TooLong,
+    /// Two of its names have the same hash, of 64 bits, by which such folders are spread.
+    #[error("two names of a large folder cannot be told apart by the hash that spreads it")]
+    Collide,
     /// Whoever takes the blocks refused.
     #[error("hand on a block")]
     Sink(#[source] io::Error),
@@ -170,7 +171,7 @@ impl FileBuilder {
     }
 }
 
-/// Writes a folder of those names, which are in ascending order of their bytes.
+/// Writes a folder of those names, which are in ascending order of their bytes; one that would be longer than 256 KiB is spread over several nodes.
 ///
 /// # Errors
 /// [`FolderError`].
@@ -187,7 +188,7 @@ pub fn folder(
         Profile::V0 => entries.iter().map(links_bytes).sum(),
     };
     if measure > FOLDER_BYTES_MAX {
-        return Err(FolderError::TooLong);
+        return shard::folder(profile, entries, sink);
     }
     let below: u64 = entries.iter().map(|(_, written)| written.tsize).sum();
     let written = Written {

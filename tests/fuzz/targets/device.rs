@@ -87,6 +87,7 @@ fn setup() -> Setup {
         space: fixture.space,
         seed: [9; 32],
         spread_entries: true,
+        connections: 64,
         unsettled: false,
         anti_entropy: true,
     }

@@ -3,14 +3,18 @@
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use kith_object::id::DeviceId;
-use kith_object::key::{Rng, derive};
+use kith_object::id::{DeviceId, PackId};
+use kith_object::key::{DeviceKeys, Rng, derive};
 use kith_object::time::Time;
 use kith_protocol::api::{Event, Request};
+use kith_protocol::bulk::get::{Tree, read_piece};
+use kith_protocol::bulk::place::{decode_question, encode_question};
+use kith_protocol::bulk::{Answer, GetRequest};
 use kith_protocol::exchange::message::Message as Bitswap;
 use kith_protocol::gossip::message::Message as Gossip;
 use kith_protocol::lan::{self, LanKey};
 use kith_protocol::pairing::{Ticket, TicketBook};
+use kith_protocol::record::{AddressRecord, Ledger};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,6 +28,13 @@ pub(super) const TARGETS: &[Target] = &[
     Target::new("bitswap", bitswap).holds(160, 32 << 10),
     // A path of 2 bytes has 40 in memory.
     Target::new("gossip", gossip).holds(64, 32 << 10),
+    Target::new("address", address),
+    Target::new("address-proved", address_proved),
+    Target::new("ledger", ledger),
+    // It is answered as well.
+    Target::new("get", get).holds(16, 128 << 10),
+    Target::new("piece", piece).holds(16, 128 << 10),
+    Target::new("where", place),
     Target::new("lan", lan),
     Target::new("lan-proved", lan_proved),
     Target::new("ticket", ticket),
@@ -50,6 +61,106 @@ fn gossip(bytes: &[u8]) -> bool {
         return false;
     };
     assert!(message.encode() == bytes, "a message has one form");
+    true
+}
+
+/// A record of where a device listens.
+fn address(bytes: &[u8]) -> bool {
+    let Ok(record) = AddressRecord::decode(bytes) else {
+        return false;
+    };
+    assert!(record.bytes() == bytes, "a record has one form");
+    assert!((1..=16).contains(&record.addrs().len()));
+    true
+}
+
+/// The same, signed by a device that means harm.
+fn address_proved(said: &[u8]) -> bool {
+    let keys = DeviceKeys::generate(&mut Rng::from_seed([7; 32]));
+    let mut said = said.to_vec();
+    if let Some(name) = said.get_mut(1..33) {
+        name.copy_from_slice(&keys.id().0);
+    }
+    let signature = keys.sign("kith address 1", &said);
+    said.extend_from_slice(&signature);
+    address(&said)
+}
+
+/// What a device keeps for the DHT.
+fn ledger(bytes: &[u8]) -> bool {
+    let Some(ledger) = Ledger::recall(Time(1), bytes) else {
+        return false;
+    };
+    ledger.check_invariants();
+    true
+}
+
+/// A request for ranges of a pack.
+fn get(bytes: &[u8]) -> bool {
+    let Ok(request) = GetRequest::decode(bytes) else {
+        return false;
+    };
+    assert!(request.encode() == bytes, "a request has one form");
+    assert!((1..=64).contains(&request.boundaries.len()));
+    // Whatever is asked for, what is sent is part of the pack.
+    let blob = blob();
+    let tree = tree();
+    let read = |offset: u64, buffer: &mut [u8]| {
+        let from = usize::try_from(offset).expect("within the blob");
+        let there = blob.get(from..from + buffer.len());
+        buffer.copy_from_slice(there.expect("within the blob"));
+        Ok(())
+    };
+    let mut said = Vec::new();
+    let answered = tree.answer(&request, read, &mut said);
+    assert!(answered.is_ok() && said.len() < blob.len() + 1024);
+    true
+}
+
+/// What is got from.
+pub(crate) fn blob() -> Vec<u8> {
+    (0..17_000_u32).map(|n| (n % 251) as u8).collect()
+}
+
+pub(crate) fn blob_id() -> PackId {
+    PackId(*blake3::hash(&blob()).as_bytes())
+}
+
+pub(crate) fn tree() -> Tree {
+    let blob = blob();
+    let tree = Tree::of(&blob_id(), blob.len() as u64, &blob[..]);
+    tree.expect("it is read").expect("it is that of the blob")
+}
+
+/// What of it a piece is.
+pub(crate) const PIECE: (u64, u64) = (16_500, 400);
+
+/// The answer to a request for a piece.
+fn piece(answer: &[u8]) -> bool {
+    let blob = blob();
+    let (offset, len) = PIECE;
+    let mut piece = vec![0; usize::try_from(len).expect("small")];
+    if read_piece(&blob_id(), blob.len() as u64, offset, answer, &mut piece).is_err() {
+        return false;
+    }
+    let from = usize::try_from(offset).expect("small");
+    assert!(blob.get(from..from + piece.len()) == Some(&piece[..]));
+    true
+}
+
+/// Where blocks lie: how many were asked about, then the answer.
+fn place(bytes: &[u8]) -> bool {
+    let Some((count, answer)) = bytes.split_first() else {
+        return false;
+    };
+    let count = usize::from(*count);
+    let question = decode_question(answer);
+    assert!(question.is_none_or(|digests| encode_question(&digests) == answer));
+    let Some(said) = Answer::decode(answer, count) else {
+        return false;
+    };
+    assert!(said.encode() == answer, "an answer has one form");
+    assert!(said.places.len() == count && said.packs.len() <= count);
     true
 }
 

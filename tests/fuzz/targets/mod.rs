@@ -18,6 +18,7 @@ mod object;
 pub(crate) use device::{fixture, record as log_record};
 pub(crate) use disk::pack_of;
 pub(crate) use door::frames as door_frames;
+pub(crate) use message::{PIECE, blob, blob_id, tree as blob_tree};
 pub(crate) use object::{forge, parts as object_parts};
 
 /// A function that is fuzzed.

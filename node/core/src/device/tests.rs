@@ -35,6 +35,7 @@ fn setup(keys: &DeviceKeys, space: SpaceId, unsettled: bool) -> Setup {
         space,
         seed: keys.id().0,
         spread_entries: true,
+        connections: 64,
         unsettled,
         anti_entropy: true,
     }
@@ -566,4 +567,108 @@ fn setting_that_does_not_come_to_hold_is_said_to_be_outrun() {
     mesh.command(1, Command::SetRetention(days(5))).unwrap();
     mesh.settle_down();
     assert_eq!(mesh.devices[0].retention(), days(5));
+}
+
+/// What a device wants done of that kind, since the last time.
+fn effects_of<T>(device: &mut Device, pick: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
+    let effects: Vec<Effect> = std::iter::from_fn(|| device.poll_effect()).collect();
+    effects.iter().filter_map(pick).collect()
+}
+
+#[test]
+fn address_records_are_kept_only_under_the_key_of_a_device_that_belongs() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member]);
+    let (keys, now) = (mesh.devices[1].keys.clone(), mesh.now);
+    let stranger = DeviceKeys::generate(&mut Rng::from_seed([99; 32]));
+    let said = |keys: &DeviceKeys, at| {
+        let record = AddressRecord::sign(keys, at, &["there".to_owned()]).unwrap();
+        Bytes::copy_from_slice(record.bytes())
+    };
+    let key = |mesh: &Mesh, device: DeviceId| {
+        let key = mesh.devices[0].key_of(&Subject::Device(device));
+        key.unwrap().0
+    };
+    let (own, others) = (key(&mesh, keys.id()), key(&mesh, mesh.id(0)));
+    let far = now + Span::from_secs(3600);
+    for (key, record, kept) in [
+        (own, said(&keys, now), true),
+        (others, said(&keys, now), false),
+        ([0; 32], said(&keys, now), false),
+        (key(&mesh, stranger.id()), said(&stranger, now), false),
+        (own, said(&keys, far), false),
+        (own, Bytes::from_static(b"something"), false),
+    ] {
+        mesh.handle(0, Input::Offered { key, record });
+        let found = effects_of(&mut mesh.devices[0], |effect| {
+            matches!(effect, Effect::KeepRecord { .. }).then_some(())
+        });
+        assert_eq!(found.len(), usize::from(kept));
+    }
+}
+
+#[test]
+fn device_that_is_not_reached_is_looked_for_and_found() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member, Role::Member]);
+    mesh.connect(0, 2);
+    let (keys, away) = (mesh.devices[1].keys.clone(), mesh.id(1));
+    effects_of(&mut mesh.devices[0], |_| Some(()));
+    let mut sought = Vec::new();
+    for _ in 0..5 {
+        mesh.handle(0, Input::Unreachable(away));
+        sought.extend(effects_of(&mut mesh.devices[0], |effect| match effect {
+            Effect::FindRecord(key) => Some(*key),
+            _ => None,
+        }));
+    }
+    let key = mesh.devices[0].key_of(&Subject::Device(away)).unwrap().0;
+    assert_eq!(sought, [key], "once");
+    let record = |at, addr: &str| {
+        let record = AddressRecord::sign(&keys, at, &[addr.to_owned()]).unwrap();
+        Bytes::copy_from_slice(record.bytes())
+    };
+    let dials = |mesh: &mut Mesh, record: Bytes, key| {
+        mesh.handle(0, Input::Record { key, record });
+        effects_of(&mut mesh.devices[0], |effect| match effect {
+            Effect::Dial { device, addrs } if *device == away => Some(addrs.clone()),
+            _ => None,
+        })
+    };
+    let (now, second) = (mesh.now, Span::from_secs(1));
+    // In another's place, and too old.
+    assert!(dials(&mut mesh, record(now, "/wrong"), [1; 32]).is_empty());
+    let old = Time(now.0.saturating_sub(8 * 24 * 3600 * 1000));
+    if old > Time(0) {
+        assert!(dials(&mut mesh, record(old, "/old"), key).is_empty());
+    }
+    assert_eq!(dials(&mut mesh, record(now, "/new"), key), [["/new"]]);
+    let earlier = Time(now.0 - second.0);
+    assert!(dials(&mut mesh, record(earlier, "/late"), key).is_empty());
+}
+
+#[test]
+fn what_is_put_and_held_is_announced_once_somebody_is_there() {
+    let mut mesh = Mesh::new(&[Role::Admin, Role::Member]);
+    mesh.write(0, "/file").unwrap();
+    let pack = Subject::Pack(kith_object::id::PackId([4; 32]));
+    let provided = |mesh: &mut Mesh| {
+        effects_of(&mut mesh.devices[0], |effect| match effect {
+            Effect::Provide(key) => Some(*key),
+            _ => None,
+        })
+    };
+    mesh.handle(0, Input::Holds([pack].into()));
+    assert!(provided(&mut mesh).is_empty(), "nobody is there");
+    let other = mesh.id(1);
+    mesh.handle(0, Input::Connected(other));
+    let mut said = provided(&mut mesh);
+    // Both within a day.
+    for _ in 0..24 {
+        mesh.now = mesh.now + Span::from_secs(3600);
+        mesh.handle(0, Input::Wake);
+        said.extend(provided(&mut mesh));
+    }
+    let key = mesh.devices[0].key_of(&pack).unwrap().0;
+    assert!(said.contains(&key));
+    let all: BTreeSet<[u8; 32]> = said.iter().copied().collect();
+    assert_eq!(all.len(), 2, "the pack and the root of the file");
 }

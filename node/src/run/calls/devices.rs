@@ -43,6 +43,8 @@ impl Node {
             })?;
         let (lost, healed) = (lost + self.healer.lost(), self.healer.healed());
         let mesh = self.identity.space;
+        let reach = self.reach().await?;
+        let bulk = held(&self.bulk).as_ref().map(|bulk| bulk.counters.told());
         let status = self
             .look(move |device| {
                 let me = device.id();
@@ -56,6 +58,8 @@ impl Node {
                     online,
                     addrs,
                     inside: device.own_addrs().to_vec(),
+                    reach: reach.verdict,
+                    reach_says: reach.says.into_iter().next().unwrap_or_default(),
                     devices: access.members.len() as u64,
                     connected: device.peers().len() as u64,
                     entries,
@@ -91,6 +95,7 @@ impl Node {
                             sent: *sent,
                         })
                         .collect(),
+                    bulk: bulk.unwrap_or_default(),
                 }
             })
             .await?;

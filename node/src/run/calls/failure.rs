@@ -58,7 +58,7 @@ pub(in crate::run) fn store_failure(what: String, error: &StoreError) -> Failure
     if error.is_full() {
         Failure::new(FailureKind::Full, what)
             .because(error)
-            .hint("free some space on this disk, or raise the quota with `kith up --quota`, and try again; nothing stored before is lost")
+            .hint("free some space on this disk, raise the quota with `kith up --quota`, or lower what stays free with `kith up --keep-free`, and try again; nothing stored before is lost")
     } else {
         Failure::new(FailureKind::Failed, what).because(error)
     }
@@ -146,7 +146,7 @@ pub(super) fn put_failure(path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::NotFound => Failure::new(FailureKind::NotFound, what).because(error).hint("see whether the path is right"),
         io::ErrorKind::StorageFull => Failure::new(FailureKind::Full, what)
             .because(error)
-            .hint("free some space on the disk of the data folder, or raise the quota with `kith up --quota`, and try again; nothing stored before is lost"),
+            .hint("free some space on the disk of the data folder, raise the quota with `kith up --quota`, or lower what stays free with `kith up --keep-free`, and try again; nothing stored before is lost"),
         _ => Failure::new(FailureKind::Failed, what).because(error),
     }
 }

@@ -1,5 +1,6 @@
 //! Gets objects back by CID and path.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use kith_core::device::Device;
 use kith_crdt::names::{PathError, TreePath};
-use kith_object::id::Cid;
+use kith_object::id::{Cid, DeviceId};
 use kith_object::object::ObjectLink;
 use kith_object::seal::Opener;
 use kith_object::tree::FileKind;
@@ -25,6 +26,8 @@ use crate::local::Teller;
 use crate::restore::{self, Item};
 use crate::source::{Keeper, ReadError, Source, Tally};
 
+/// Devices named where something cannot be had.
+const AUTHORS_MAX: usize = 8;
 /// Bytes of a file told at once.
 const DATA_BYTES: usize = 1 << 20;
 
@@ -113,6 +116,7 @@ impl Node {
             wait,
             tally: Arc::new(Tally::default()),
             keeper: Keeper::start(self.store.clone(), self.asker.clone()),
+            bulk: crate::run::held(&self.bulk).clone(),
         }
     }
 
@@ -145,10 +149,13 @@ impl Node {
                 }
             }
         };
-        let what = || format!("get {label} into {}", dest.lossy());
-        outcome
-            .map_err(|error| Failure::new(FailureKind::Failed, what()).because(&error))?
-            .map_err(|error| restore_failure(what(), &error, self.asker.is_online()))?;
+        let doing = || format!("get {label} into {}", dest.lossy());
+        let restored =
+            outcome.map_err(|error| Failure::new(FailureKind::Failed, doing()).because(&error))?;
+        if let Err(error) = restored {
+            let failure = restore_failure(doing(), &error, self.asker.is_online());
+            return Err(self.with_holders(failure, &what).await);
+        }
         let from = tally.from();
         let from = self
             .look(move |device| {
@@ -186,6 +193,7 @@ impl Node {
         tell: &Teller,
     ) -> Result<(), Failure> {
         let (label, item) = self.find(&what, wait, tell).await?;
+        let meant = what;
         let what = || format!("print {label}");
         let link = match &item {
             Item::Leaf {
@@ -228,9 +236,73 @@ impl Node {
                 format!("{}: it is a folder", what()),
             )
             .hint("restore it with `kith get`")),
-            Err(error) => Err(read_failure(what(), &error, self.asker.is_online())),
+            Err(error) => {
+                let failure = read_failure(what(), &error, self.asker.is_online());
+                Err(self.with_holders(failure, &meant).await)
+            }
         }
     }
+
+    /// Says of something that nobody within reach has who had it last, as far as is known here, and who is away.
+    async fn with_holders(&self, mut failure: Failure, what: &What) -> Failure {
+        if failure.kind != FailureKind::Unreachable || !self.asker.is_online() {
+            return failure;
+        }
+        let path = match what {
+            What::Path(name) => tree_path(name).ok(),
+            What::Cid(_) => None,
+        };
+        let causes = self.look(move |device| {
+            let authors = path.map_or_else(BTreeSet::new, |path| authors_of(device, &path));
+            holders(device, &authors)
+        });
+        failure.causes.extend(causes.await.unwrap_or_default());
+        failure
+    }
+}
+
+/// Who wrote what stands at a path, or directly below it.
+fn authors_of(device: &Device, path: &TreePath) -> BTreeSet<DeviceId> {
+    let versions = device.tree().history(path).into_iter();
+    let versions = versions.filter(|item| item.current);
+    let below = device.tree().list(path).unwrap_or_default();
+    let below = below.into_iter().filter_map(|listed| listed.version);
+    versions
+        .map(|item| item.version.author)
+        .chain(below.map(|version| version.author))
+        .take(AUTHORS_MAX)
+        .collect()
+}
+
+fn holders(device: &Device, authors: &BTreeSet<DeviceId>) -> Vec<String> {
+    let me = device.id();
+    let is_here = |id: &DeviceId| device.peers().contains(id);
+    let belongs = |id: &DeviceId| device.access().members.contains_key(id);
+    let mut causes: Vec<String> = authors
+        .iter()
+        .filter(|id| **id != me)
+        .map(|id| {
+            let state = match (belongs(id), is_here(id)) {
+                (false, _) => "does not belong to the mesh any more",
+                (true, true) => "is connected, and has not got all of it now",
+                (true, false) => "is away",
+            };
+            format!(
+                "last known holder: {}, which put it and {state}",
+                device_name(device, id)
+            )
+        })
+        .collect();
+    let members = device.access().members.keys();
+    let away: Vec<String> = members
+        .filter(|id| **id != me && !is_here(id) && !authors.contains(*id))
+        .take(AUTHORS_MAX)
+        .map(|id| device_name(device, id))
+        .collect();
+    if !away.is_empty() {
+        causes.push(format!("may hold it and are away: {}", away.join(", ")));
+    }
+    causes
 }
 
 /// What the tree shows at a path, with all below it.

@@ -22,6 +22,8 @@ use crate::config::{fresh_rng, now};
 use crate::ingest::Progress;
 use crate::local::Teller;
 use crate::net::Multiaddr;
+use crate::net::outside::OutsideConfig;
+use crate::net::wide::Scope;
 use crate::outside::dag;
 use crate::outside::driver::Outside;
 use crate::outside::fetch::{FetchError, IntoFiles, PeerBlocks};
@@ -31,6 +33,8 @@ use crate::source::Tally;
 
 /// Most peers that one call asks.
 const PEERS_MAX: usize = 16;
+/// How long the search for peers that have it may take.
+const FIND_WAIT: Duration = Duration::from_secs(60);
 /// How long a dial may take.
 const DIAL_WAIT: Duration = Duration::from_secs(15);
 
@@ -62,6 +66,11 @@ impl Node {
                     let _lease = store.lease_all();
                     let mut publisher =
                         Publisher::new(&store, profile, outside.as_ref(), &progress, home.path());
+                    let kept = published::read(&home, &keys).map_err(PublishError::List)?;
+                    let mut published = kept.unwrap_or_default();
+                    if published.has_strays {
+                        publisher = publisher.holding_back();
+                    }
                     let (cid, size) = publisher.publish(&path)?;
                     let root = Root {
                         cid,
@@ -69,7 +78,17 @@ impl Node {
                         at_ms: now().0,
                         name: published::name_of(&path),
                     };
-                    published::add(&home, &keys, root.clone())?;
+                    published.add(root.clone())?;
+                    published::write(&home, &keys, &published).map_err(PublishError::List)?;
+                    if let Some(outside) = &outside {
+                        if published.has_strays {
+                            let reached = published::reached(&store, &published)
+                                .map_err(|error| PublishError::Store(Box::new(error)))?;
+                            outside.serve_only(Some(Arc::new(reached)));
+                        }
+                        publisher.tell();
+                        outside.announce([&root.cid].into_iter());
+                    }
                     Ok(root)
                 }
             };
@@ -98,8 +117,75 @@ impl Node {
         let roots = roots
             .map_err(|error| Failure::new(FailureKind::Failed, what).because(&error))?
             .map_err(|error| Failure::new(FailureKind::Corrupt, what).because(&error))?;
-        for root in roots {
+        for root in roots.unwrap_or_default().roots {
             told(tell, event(root)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn unpublish(&self, cids: Vec<String>, tell: &Teller) -> Result<(), Failure> {
+        let cids: Vec<Cid> = cids
+            .iter()
+            .map(|cid| parsed(cid))
+            .collect::<Result<_, _>>()?;
+        let what = || match cids.as_slice() {
+            [cid] => format!("take back {cid}"),
+            cids => format!("take back {} public objects", cids.len()),
+        };
+        let outside = held(&self.outside).clone();
+        let work = {
+            let (store, home, keys) = (
+                self.store.clone(),
+                self.home.clone(),
+                self.identity.keys.clone(),
+            );
+            let (wanted, turn) = (cids.clone(), self.publishing.clone().lock_owned().await);
+            move || {
+                let _turn = turn;
+                let kept = published::read(&home, &keys).map_err(PublishError::List)?;
+                let mut published = kept.unwrap_or_default();
+                let mut taken = Vec::new();
+                for cid in wanted {
+                    let roots = &mut published.roots;
+                    let at = roots.iter().position(|root| root.cid == cid);
+                    let at = at.ok_or(PublishError::Unknown(cid))?;
+                    taken.push(roots.remove(at));
+                }
+                published.has_strays = true;
+                // First, so that nothing is half done if the store cannot be read.
+                let reached = published::reached(&store, &published)
+                    .map_err(|error| PublishError::Store(Box::new(error)))?;
+                published::write(&home, &keys, &published).map_err(PublishError::List)?;
+                if let Some(outside) = outside {
+                    outside.serve_only(Some(Arc::new(reached)));
+                    outside.withdraw(taken.iter().map(|root| &root.cid));
+                }
+                Ok(taken)
+            }
+        };
+        let done: Result<Vec<Root>, PublishError> = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| Failure::new(FailureKind::Failed, what()).because(&error))?;
+        let taken = done.map_err(|error| match &error {
+            PublishError::Unknown(_) => Failure::new(FailureKind::NotFound, what())
+                .because(&error)
+                .hint("nothing was taken back; kith published lists what is public"),
+            error => publish_failure(what(), error),
+        })?;
+        for Root {
+            cid,
+            size,
+            at_ms,
+            name,
+        } in taken
+        {
+            let event = Event::Unpublished {
+                cid: cid.to_string(),
+                name: Name(name),
+                size,
+                at_ms,
+            };
+            told(tell, event).await?;
         }
         Ok(())
     }
@@ -107,14 +193,13 @@ impl Node {
     pub(super) async fn get_public(
         &self,
         cid: &str,
-        peers: &[String],
+        (peers, dht): (&[String], Option<&str>),
         dest: Name,
         force: bool,
         tell: &Teller,
     ) -> Result<(), Failure> {
-        let root: Cid = cid.parse().map_err(|error| {
-            Failure::new(FailureKind::Usage, format!("understand the CID {cid}")).because(&error)
-        })?;
+        let dht = dht.map(scope_named).transpose()?;
+        let root = parsed(cid)?;
         let addrs = peers.iter().map(|peer| multiaddr(peer));
         let addrs = addrs.collect::<Result<Vec<Multiaddr>, Failure>>()?;
         if addrs.is_empty() || addrs.len() > PEERS_MAX {
@@ -129,10 +214,14 @@ impl Node {
         let what = || format!("get {root} into {}", dest.lossy());
         // A name made for this call: who is asked learns neither the device nor what else it asks for.
         let seed = Zeroizing::new(fresh_rng().bytes());
-        let outside = Outside::start(seed, &[], None)
+        let config = OutsideConfig {
+            dht,
+            ..OutsideConfig::default()
+        };
+        let outside = Outside::start(seed, &config, None, None)
             .map_err(|error| Failure::new(FailureKind::Failed, what()).because(&error))?;
         let got = self
-            .get_from(&outside, root, &addrs, &dest, force, tell)
+            .get_from(&outside, root, (&addrs, dht.is_some()), &dest, force, tell)
             .await;
         outside.stop().await;
         got
@@ -142,7 +231,7 @@ impl Node {
         &self,
         outside: &Arc<Outside>,
         root: Cid,
-        addrs: &[Multiaddr],
+        (addrs, search): (&[Multiaddr], bool),
         dest: &Name,
         force: bool,
         tell: &Teller,
@@ -167,6 +256,12 @@ impl Node {
         for cause in &causes {
             let text = format!("not reached: {cause}");
             told(tell, Event::Warning { text }).await?;
+        }
+        if search {
+            let found = tokio::time::timeout(FIND_WAIT, outside.find(&root)).await;
+            for peer in found.unwrap_or_default() {
+                names.entry(peer).or_insert_with(|| peer.to_string());
+            }
         }
         let tally = Arc::new(Tally::default());
         let _cancel = CancelOnDrop({
@@ -221,6 +316,12 @@ impl Node {
     }
 }
 
+fn parsed(cid: &str) -> Result<Cid, Failure> {
+    cid.parse().map_err(|error| {
+        Failure::new(FailureKind::Usage, format!("understand the CID {cid}")).because(&error)
+    })
+}
+
 fn event(root: Root) -> Event {
     Event::Published {
         cid: root.cid.to_string(),
@@ -238,6 +339,17 @@ pub(super) fn profile_named(name: &str) -> Result<unixfs::Profile, Failure> {
     })
 }
 
+fn scope_named(name: &str) -> Result<Scope, Failure> {
+    match name {
+        "lan" => Ok(Scope::Lan),
+        "wan" => Ok(Scope::Wan),
+        _ => Err(
+            Failure::new(FailureKind::Usage, format!("look in the DHT {name}"))
+                .hint("there are lan and wan"),
+        ),
+    }
+}
+
 fn multiaddr(text: &str) -> Result<Multiaddr, Failure> {
     text.parse().map_err(|error| {
         Failure::new(FailureKind::Usage, format!("understand the address {text}"))
@@ -252,7 +364,7 @@ fn publish_failure(what: String, error: &PublishError) -> Failure {
         PublishError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Failure::new(FailureKind::NotFound, what).because(error)
         }
-        PublishError::Kind { .. } | PublishError::Own { .. } | PublishError::TooLong { .. } => {
+        PublishError::Kind { .. } | PublishError::Own { .. } | PublishError::Names { .. } => {
             Failure::new(FailureKind::Usage, what)
                 .because(error)
                 .hint("nothing of it is public; leave that out and try again")

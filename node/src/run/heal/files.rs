@@ -4,7 +4,9 @@
 
 use std::io;
 
-use super::super::{ACCESS_FILE, BOOK_FILE, Node, PORTS_FILE, Ports, Ready, TICKETS_FILE, held};
+use super::super::{
+    ACCESS_FILE, BOOK_FILE, Node, PORTS_FILE, Ports, RECORDS_FILE, Ready, TICKETS_FILE, held,
+};
 use super::log::LogHealed;
 use crate::config::{Home, HomeError, KEY_FILE, SETTINGS_FILE, fresh_rng};
 use crate::verify::{self, Finding, PLACE_FILE, ROUND_FILE};
@@ -102,6 +104,10 @@ impl Node {
                 )
             }
             TICKETS_FILE => Some(self.forget(TICKETS_FILE, "removed; open tickets end").await),
+            RECORDS_FILE => Some(
+                self.forget(RECORDS_FILE, "removed; what others told they tell again")
+                    .await,
+            ),
             ROUND_FILE => Some(
                 self.forget(
                     ROUND_FILE,

@@ -8,13 +8,14 @@ use super::{BlockWalk, ObjectLink, ObjectReader, Step};
 use crate::id::Cid;
 use crate::seal::{Kind, Opener};
 use crate::tree::{self, FileKind, TREE_BYTES_MAX};
+use crate::unixfs::{Node, read_node};
 
 /// Most missing blocks whose names are kept; the rest are counted.
 const MISSING_MAX: usize = 1024;
 /// Prefixes that gather before they are sorted in among the others.
 const SORT_EVERY: usize = 1 << 18;
 
-/// Walks through objects and listings, and notes every block that it meets.
+/// Walks through objects and listings, and through what is public, and notes every block that it meets.
 ///
 /// Ask [`next`](Self::next) which block is to be read, answer by [`feed`](Self::feed), until there is none. Reads what may be a manifest, and listings; no
 /// other block.
@@ -29,9 +30,20 @@ pub struct Reach {
     /// Listings gone through.
     listings: BTreeSet<[u8; 32]>,
     todo: Vec<(ObjectLink, bool)>,
+    /// What is public, and what of it was met; absent if it is not gone through.
+    public: Option<Public>,
     at: At,
     reached: Prefixes<u64>,
     missing: Vec<Cid>,
+    missing_count: u64,
+}
+
+/// A walk through what is public.
+#[derive(Debug, Default)]
+struct Public {
+    todo: Vec<Cid>,
+    met: BTreeSet<Cid>,
+    /// Nodes that cannot be read, and others may hang on.
     missing_count: u64,
 }
 
@@ -54,6 +66,8 @@ enum At {
         whole: Vec<u8>,
         asked: Option<Cid>,
     },
+    /// A node of what is public.
+    Node(Cid),
 }
 
 /// Objects that were found to consist of one block, so that the next walk need not read them again: half of the files of most people do.
@@ -74,6 +88,8 @@ pub struct Reached {
     pub missing: Vec<Cid>,
     /// How many there are.
     pub missing_count: u64,
+    /// Nodes of what is public that could not be read; absent if it was not gone through.
+    pub public_missing: Option<u64>,
 }
 
 /// A set of numbers that mostly grows.
@@ -113,18 +129,28 @@ impl Leaves {
         }
     }
 
-    fn number(&self, link: &ObjectLink) -> u128 {
-        let hash = blake3::keyed_hash(&self.key, &link.encode());
+    /// Of a link or of a CID, which differ in length.
+    fn number(&self, bytes: &[u8]) -> u128 {
+        let hash = blake3::keyed_hash(&self.key, bytes);
         let (number, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
         u128::from_be_bytes(*number)
     }
 
     fn has(&self, link: &ObjectLink) -> bool {
-        self.known.has(self.number(link))
+        self.known.has(self.number(&link.encode()))
     }
 
     fn insert(&mut self, link: &ObjectLink) {
-        let number = self.number(link);
+        let number = self.number(&link.encode());
+        self.known.insert(number);
+    }
+
+    fn has_node(&self, cid: &Cid) -> bool {
+        self.known.has(self.number(&cid.to_bytes()))
+    }
+
+    fn insert_node(&mut self, cid: &Cid) {
+        let number = self.number(&cid.to_bytes());
         self.known.insert(number);
     }
 }
@@ -135,12 +161,26 @@ impl Reached {
         self.missing_count == 0
     }
 
-    /// Whether something that is kept contains the block, so far as the walk came. What is no block of an object counts as reached.
+    /// Whether something that is kept contains the block, so far as the walk came. What is no block of an object counts as reached, and so does every block
+    /// that may be public, unless all that is public was gone through.
     ///
     /// Two blocks may share the prefix that is remembered: then garbage is kept, never the reverse.
     pub fn has(&self, cid: &Cid) -> bool {
-        cid.digest()
-            .is_none_or(|digest| self.prefixes.has(prefix(&digest)))
+        let digest = match cid.digest() {
+            Some(digest) => digest,
+            None if self.public_missing == Some(0) => match cid.public_digest() {
+                Some(digest) => digest,
+                None => return true,
+            },
+            None => return true,
+        };
+        self.prefixes.has(prefix(&digest))
+    }
+
+    /// Whether something that is public contains the block, so far as the walk came.
+    pub fn has_public(&self, cid: &Cid) -> bool {
+        cid.public_digest()
+            .is_some_and(|digest| self.prefixes.has(prefix(&digest)))
     }
 
     /// Blocks met, those with the same prefix counted once.
@@ -165,11 +205,18 @@ impl Reach {
             lost,
             listings: BTreeSet::new(),
             todo: Vec::new(),
+            public: None,
             at: At::Nothing,
             reached: Prefixes::default(),
             missing: Vec::new(),
             missing_count: 0,
         }
+    }
+
+    /// Adds all that is public, and nothing else is.
+    pub fn enter_public(&mut self, roots: Vec<Cid>) {
+        let public = self.public.get_or_insert_default();
+        public.todo.extend(roots);
     }
 
     /// Adds an object; of a folder's listing, all objects in it as well.
@@ -179,7 +226,7 @@ impl Reach {
 
     /// Adds a block that something relies on, whatever it is part of.
     pub fn note(&mut self, cid: &Cid) {
-        if let Some(digest) = cid.digest() {
+        if let Some(digest) = cid.digest().or_else(|| cid.public_digest()) {
             self.reached.insert(prefix(&digest));
         }
     }
@@ -192,10 +239,11 @@ impl Reach {
     pub fn next(&mut self) -> Option<Cid> {
         loop {
             match &mut self.at {
-                At::Nothing => {
-                    let (link, is_listing) = self.todo.pop()?;
-                    self.begin(link, is_listing);
-                }
+                At::Nothing => match self.todo.pop() {
+                    Some((link, is_listing)) => self.begin(link, is_listing),
+                    None => return self.next_node(),
+                },
+                At::Node(cid) => return Some(*cid),
                 At::Object {
                     link,
                     is_listing,
@@ -232,6 +280,46 @@ impl Reach {
                 }
             }
         }
+    }
+
+    /// The next node of what is public that has to be read.
+    fn next_node(&mut self) -> Option<Cid> {
+        loop {
+            let public = self.public.as_mut()?;
+            let cid = public.todo.pop()?;
+            if cid.is_raw() || self.leaves.has_node(&cid) {
+                self.note(&cid);
+            } else if public.met.insert(cid) {
+                self.note(&cid);
+                self.at = At::Node(cid);
+                return Some(cid);
+            }
+        }
+    }
+
+    fn feed_node(&mut self, cid: &Cid, block: Option<&Bytes>) {
+        let Some(public) = &mut self.public else {
+            return;
+        };
+        let links: Vec<Cid> = match block.map(|block| read_node(cid, block)) {
+            Some(Ok(Node::File(file))) => file.links.into_iter().map(|link| link.cid).collect(),
+            Some(Ok(Node::Folder(entries))) => entries.into_iter().map(|(_, cid)| cid).collect(),
+            Some(Ok(Node::Shard { entries, parts })) => {
+                let entries = entries.into_iter().map(|(_, cid)| cid);
+                entries.chain(parts).collect()
+            }
+            Some(Ok(Node::Symlink(_))) => Vec::new(),
+            // What it leads to is not known.
+            Some(Err(_)) | None => {
+                public.missing_count += 1;
+                return;
+            }
+        };
+        if links.is_empty() {
+            public.met.remove(cid);
+            self.leaves.insert_node(cid);
+        }
+        public.todo.extend(links);
     }
 
     fn begin(&mut self, link: ObjectLink, is_listing: bool) {
@@ -292,6 +380,11 @@ impl Reach {
     pub fn feed(&mut self, block: Option<&Bytes>) {
         match &mut self.at {
             At::Nothing => {}
+            At::Node(cid) => {
+                let cid = *cid;
+                self.at = At::Nothing;
+                self.feed_node(&cid, block);
+            }
             At::Object {
                 link,
                 at_root,
@@ -345,6 +438,7 @@ impl Reach {
             prefixes: self.reached,
             missing: self.missing,
             missing_count: self.missing_count,
+            public_missing: self.public.map(|public| public.missing_count),
         };
         (reached, self.leaves)
     }
@@ -504,7 +598,8 @@ mod tests {
             leaves = reach.finish().1;
         }
         assert!(!leaves.has(&long));
-        assert_ne!(leaves.number(&link), Leaves::new([8; 32]).number(&link));
+        let bytes = link.encode();
+        assert_ne!(leaves.number(&bytes), Leaves::new([8; 32]).number(&bytes));
     }
 
     #[test]
@@ -552,5 +647,83 @@ mod tests {
         let (reached, _) = reach.finish();
         assert!(reached.is_complete());
         assert!(blocks.keys().all(|cid| reached.has(cid)));
+    }
+
+    /// A public folder with a file of several leaves and a symlink, by that profile.
+    fn public(profile: crate::unixfs::Profile, seed: u8, blocks: &mut Blocks) -> Cid {
+        let mut sink = |cid, block: Bytes| {
+            blocks.insert(cid, block);
+            Ok(())
+        };
+        let mut file = crate::unixfs::FileBuilder::new(profile);
+        let data = noise(seed, profile.leaf_bytes() * 2 + 10);
+        for leaf in data.chunks(profile.leaf_bytes()) {
+            file.leaf(leaf, &mut sink).unwrap();
+        }
+        let file = file.finish(&mut sink).unwrap();
+        let link = crate::unixfs::symlink(profile, b"there", &mut sink).unwrap();
+        let entries = [(b"file".to_vec(), file), (b"link".to_vec(), link)];
+        crate::unixfs::folder(profile, &entries, &mut sink)
+            .unwrap_or_else(|_| panic!("two names"))
+            .cid
+    }
+
+    #[test]
+    fn what_is_public_is_reached_from_its_roots_and_kept_altogether_unless_all_is_read() {
+        for profile in ["unixfs-v1-2025", "unixfs-v0-2015"] {
+            let profile = crate::unixfs::Profile::named(profile).unwrap();
+            let (mut stays, mut goes) = (Blocks::new(), Blocks::new());
+            let root = public(profile, 1, &mut stays);
+            public(profile, 2, &mut goes);
+            goes.retain(|cid, _| !stays.contains_key(cid));
+            let mut sealed = Blocks::new();
+            folder(&mut sealed);
+            let mut leaves = Leaves::new([7; 32]);
+            // A second walk knows which nodes lead nowhere, and does not read them.
+            let mut reads = Vec::new();
+            for _ in 0..2 {
+                let opener = Opener::new(vec![secret()]);
+                let mut reach = Reach::new(opener, leaves, BTreeSet::new());
+                reach.enter_public(vec![root]);
+                let mut count = 0;
+                while let Some(cid) = reach.next() {
+                    count += 1;
+                    reach.feed(stays.get(&cid));
+                }
+                reads.push(count);
+                let (reached, known) = reach.finish();
+                leaves = known;
+                assert_eq!(reached.public_missing, Some(0));
+                assert!(
+                    stays
+                        .keys()
+                        .all(|cid| reached.has(cid) && reached.has_public(cid))
+                );
+                assert!(
+                    !goes
+                        .keys()
+                        .any(|cid| reached.has(cid) || reached.has_public(cid))
+                );
+                assert!(!sealed.keys().any(|cid| reached.has(cid)));
+            }
+            assert!(reads[1] < reads[0] && reads[1] == 2, "{reads:?}");
+            // Without a node that may lead on, and without the walk, all of it is kept.
+            for is_walked in [true, false] {
+                let mut reach = start(Leaves::new([8; 32]));
+                if is_walked {
+                    reach.enter_public(vec![root]);
+                }
+                while let Some(cid) = reach.next() {
+                    reach.feed(None);
+                    assert_eq!(cid, root);
+                }
+                let (reached, _) = reach.finish();
+                assert_eq!(reached.public_missing, is_walked.then_some(1));
+                assert!(reached.is_complete());
+                assert!(goes.keys().all(|cid| reached.has(cid)));
+                assert!(!sealed.keys().any(|cid| reached.has(cid)));
+                assert!(!goes.keys().any(|cid| reached.has_public(cid)));
+            }
+        }
     }
 }

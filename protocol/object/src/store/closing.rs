@@ -245,7 +245,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     /// Gives a whole pack its name. No pack is both kept and cached: what is kept already, or becomes it now, is not cached.
-    fn name(&self, from: &str, id: &PackId, keep: Keep) -> io::Result<()> {
+    pub(super) fn name(&self, from: &str, id: &PackId, keep: Keep) -> io::Result<()> {
         let kept = closed_name(id, Keep::Kept);
         let mut cached = self.cached_mut();
         match keep {

@@ -64,6 +64,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             quota: AtomicU64::new(config.quota.unwrap_or(u64::MAX)),
             cached: RwLock::default(),
             retiring: Arc::default(),
+            parts: Arc::default(),
             upkeep: Mutex::default(),
         };
         let mut report = RecoveryReport::default();

@@ -228,7 +228,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     /// Copies what is kept of a marked pack into open packs, so far as it lies in no other live pack. Of the rest, at most `left_out_max` blocks are left
-    /// out; what is beyond is copied too. With `spare`, what is held in reserve of quota and floor may be taken: the pack has to go soon, then.
+    /// out; what is beyond is copied too. Public blocks are left out besides, and not named. With `spare`, what is held in reserve of quota and floor may be taken: the pack has to go soon, then.
     ///
     /// The copies last once [`Store::flush`] has returned.
     ///
@@ -248,12 +248,16 @@ impl<D: Disk, I: Index> Store<D, I> {
             ..CopyOut::default()
         };
         for block in &found.blocks {
-            if let Some(digest) = block.cid.digest()
-                && out.left_out.len() < left_out_max
-                && !is_kept(&block.cid)
-            {
-                out.left_out.push(digest);
-                continue;
+            if !is_kept(&block.cid) {
+                match block.cid.digest() {
+                    Some(digest) if out.left_out.len() < left_out_max => {
+                        out.left_out.push(digest);
+                        continue;
+                    }
+                    Some(_) => {}
+                    // What is public here no other device relies on.
+                    None => continue,
+                }
             }
             out.kept.push(block.cid);
             if !self.lies_live(&block.cid)? {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::open_pack::ROOM_CHECK_BYTES;
+use super::part::part_id;
 use super::{Keep, Store, StoreError, closed_id, open_number};
 use crate::disk::{Disk, lock};
 use crate::id::Cid;
@@ -111,6 +112,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         for name in self.disk.list().map_err(list)? {
             let ours = closed_id(&name).is_some()
                 || open_number(&name).is_some()
+                || part_id(&name).is_some()
                 || name.ends_with(".bad");
             let len = if ours {
                 let len = self.disk.len(&name).map_err(list)?;

@@ -12,6 +12,9 @@ const SYMLINK: u64 = 4;
 const SHARD: u64 = 5;
 /// Characters before each name in a shard: two hexadecimal digits, of 256 children.
 const SHARD_PREFIX: usize = 2;
+/// What such a folder is spread by, as a multihash code; and over how many places.
+const MURMUR3_64: u64 = 0x22;
+const SHARD_PLACES: u64 = 256;
 /// Most links read in one node: more do not fit a block that travels.
 const LINKS_MAX: usize = 1 << 16;
 
@@ -130,6 +133,17 @@ pub(super) fn file_node(links: &[Written]) -> Vec<u8> {
 pub(super) fn folder_node(entries: &[(Vec<u8>, Written)]) -> Vec<u8> {
     let mut unixfs = Vec::new();
     number(&mut unixfs, 1, FOLDER);
+    let links = entries.iter().map(|(name, written)| (&name[..], written));
+    node(links, &unixfs)
+}
+
+/// A part of a folder: links whose names begin with their place, and the set of places.
+pub(super) fn shard_node(entries: &[(Vec<u8>, Written)], places: &[u8]) -> Vec<u8> {
+    let mut unixfs = Vec::new();
+    number(&mut unixfs, 1, SHARD);
+    field(&mut unixfs, 2, places);
+    number(&mut unixfs, 5, MURMUR3_64);
+    number(&mut unixfs, 6, SHARD_PLACES);
     let links = entries.iter().map(|(name, written)| (&name[..], written));
     node(links, &unixfs)
 }

@@ -124,6 +124,22 @@ fn files_get_the_cids_of_the_profiles() {
     ] {
         assert_eq!(of_seed(v1, "chunk-v1-seed", len), cid, "{len} bytes");
     }
+    // 1 GiB and more: a while without optimisation.
+    if std::env::var_os("KITH_LARGE").is_none() {
+        return;
+    }
+    for (len, cid) in [
+        (
+            1024 * chunk,
+            "bafybeihmf37wcuvtx4hpu7he5zl5qaf2ineo2lqlfrapokkm5zzw7zyhvm",
+        ),
+        (
+            1025 * chunk,
+            "bafybeihmzokxxjqwxjcryerhp5ezpcog2wcawfryb2xm64xiakgm4a5jue",
+        ),
+    ] {
+        assert_eq!(of_seed(v1, "v1-2025-seed", len), cid, "{len} bytes");
+    }
 }
 
 /// CIDs that everybody knows.
@@ -148,20 +164,65 @@ fn nothing_gets_the_known_cids() {
     );
 }
 
-#[test]
-fn folder_that_others_would_shard_is_refused() {
-    let written = FileBuilder::new(Profile::V1).finish(&mut nowhere).unwrap();
-    let names = |count: usize| -> Vec<(Vec<u8>, Written)> {
-        (0..count)
-            .map(|n| (format!("{n:011}").into_bytes(), written))
-            .collect()
+/// A folder of files of one byte, with names made as the tests of Kubo make them.
+fn of_names(
+    profile: Profile,
+    seed: &str,
+    count: usize,
+    len: usize,
+    last: usize,
+) -> (String, usize) {
+    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz01234567890-_";
+    let mut builder = FileBuilder::new(profile);
+    builder.leaf(b"x", &mut nowhere).unwrap();
+    let file = builder.finish(&mut nowhere).unwrap();
+    let mut names = vec![0; len * (count - 1) + last];
+    Stream::new(seed).fill(&mut names);
+    for letter in &mut names {
+        *letter = LETTERS[usize::from(*letter) % LETTERS.len()];
+    }
+    let names: BTreeMap<Vec<u8>, Written> = (0..count)
+        .map(|n| {
+            let end = if n + 1 == count {
+                names.len()
+            } else {
+                len * (n + 1)
+            };
+            (names[len * n..end].to_vec(), file)
+        })
+        .collect();
+    let entries: Vec<(Vec<u8>, Written)> = names.into_iter().collect();
+    let mut blocks = 0;
+    let mut counted = |_, _| {
+        blocks += 1;
+        Ok(())
     };
-    // 55 bytes each and 4 more: at most 4,766 of them, as in IPIP-499.
-    assert!(folder(Profile::V1, &names(4766), &mut nowhere).is_ok());
-    assert!(matches!(
-        folder(Profile::V1, &names(4767), &mut nowhere),
-        Err(FolderError::TooLong)
-    ));
+    let written = folder(profile, &entries, &mut counted).unwrap();
+    (written.cid.to_string(), blocks)
+}
+
+/// The folders of IPIP-499: at the edge, and one byte beyond it (`ipfs/kubo`, `test/cli/cid_profiles_test.go`).
+#[test]
+fn folders_get_the_cids_of_the_profiles() {
+    let (v0, v1) = ("hamt-unixfs-v0-2015", "hamt-unixfs-v1-2025");
+    let (cid, blocks) = of_names(Profile::V0, v0, 4096, 30, 30);
+    assert_eq!(cid, "QmX5GtRk3TSSEHtdrykgqm4eqMEn3n2XhfkFAis5fjyZmN");
+    assert_eq!(blocks, 1);
+    let (cid, blocks) = of_names(Profile::V0, v0, 4033, 31, 31);
+    assert_eq!(cid, "QmeMiJzmhpJAUgynAcxTQYek5PPKgdv3qEvFsdV3XpVnvP");
+    assert!(blocks > 256);
+    let (cid, blocks) = of_names(Profile::V1, v1, 4766, 11, 21);
+    assert_eq!(
+        cid,
+        "bafybeic3h7rwruealwxkacabdy45jivq2crwz6bufb5ljwupn36gicplx4"
+    );
+    assert_eq!(blocks, 1);
+    let (cid, blocks) = of_names(Profile::V1, v1, 4766, 11, 22);
+    assert_eq!(
+        cid,
+        "bafybeiegvuterwurhdtkikfhbxcldohmxp566vpjdofhzmnhv6o4freidu"
+    );
+    assert!(blocks > 256);
 }
 
 type Blocks = BTreeMap<Cid, Bytes>;

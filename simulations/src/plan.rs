@@ -1,0 +1,153 @@
+//! What a run is to be: devices, where they are, how they are connected, what people do and what goes wrong. Everything in it has been checked.
+//!
+//! Spec: `protocol/spec/simulation.md`, "Scenarios".
+
+use kith_object::time::Span;
+
+/// A scenario.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Its name.
+    pub name: String,
+    /// What it is about, in a line.
+    pub about: String,
+    /// How long things happen.
+    pub length: Span,
+    /// How long the devices have to agree after that, with everything up and connected again.
+    pub settle: Span,
+    /// How long they have to read everything after that.
+    pub read: Span,
+    /// Where devices are.
+    pub sites: Vec<Site>,
+    /// What lies between two sites, by their places, the smaller first; what is not here is [`Plan::path`].
+    pub paths: Vec<((usize, usize), Path)>,
+    /// Between sites of which nothing else is said.
+    pub path: Path,
+    /// The devices.
+    pub devices: Vec<DevicePlan>,
+    /// What people do.
+    pub works: Vec<Work>,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// Whether new entries are gossiped, and whether digests are compared; only tests turn them off.
+    pub spread_entries: bool,
+    /// See [`Plan::spread_entries`].
+    pub anti_entropy: bool,
+}
+
+/// A place with one way to the rest of the world.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// Bits a second out of it and into it; as many as one likes if absent.
+    pub up: Option<u64>,
+    /// See [`Site::up`].
+    pub down: Option<u64>,
+    /// Between two devices there.
+    pub inner: Path,
+}
+
+/// What a message meets on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// One way, at least and at most, milliseconds.
+    pub latency: (u64, u64),
+    /// Packets lost, of a million.
+    pub loss: u64,
+}
+
+/// A device.
+#[derive(Debug, Clone)]
+pub struct DevicePlan {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub site: usize,
+    /// Whether it is an admin.
+    pub admin: bool,
+    /// How far its clock is ahead at first, milliseconds.
+    pub skew: i64,
+    /// How much faster its clock goes, parts of a million.
+    pub drift: i64,
+    /// When it is on each day, minutes since midnight, which is when the run begins; always if absent.
+    pub online: Option<(u64, u64)>,
+}
+
+/// How often something happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// So often in all.
+    Count(u64),
+    /// Each so long, on average.
+    Every(Span),
+}
+
+/// When something happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct When {
+    /// Not before.
+    pub from: Span,
+    /// Not after.
+    pub to: Span,
+    /// How often, spread at random; one that happens once, from a moment to the same, happens then.
+    pub times: Times,
+}
+
+/// What people do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// Write, move and remove under a few names, the same on all devices.
+    Edits,
+    /// Put photographs into a folder of their own, all at once.
+    Photos,
+    /// Put a tree of source code: many small files in folders, all at once.
+    Source,
+    /// Note what was done: something small, under a new name.
+    Lifelog,
+    /// Read something that was put, on whichever device.
+    Reads,
+}
+
+/// What people do, who and when.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What.
+    pub doing: Doing,
+    /// On which devices; on one of them, by chance, each time.
+    pub devices: Vec<usize>,
+    /// When.
+    pub when: When,
+    /// Bytes of a file, at least and at most.
+    pub size: (u64, u64),
+    /// Files each time.
+    pub files: u64,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrong {
+    /// Only devices of one group reach each other. Without groups, all are split in two by chance.
+    Partition(Vec<Vec<usize>>),
+    /// A device loses its power.
+    Crash,
+    /// A device loses its power just after it has acknowledged a put, each time by that chance, of a million.
+    Unlucky(u64),
+    /// A device reaches nobody.
+    Away,
+    /// A clock jumps, milliseconds.
+    Clock(i64),
+}
+
+/// What goes wrong, where and when.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// What.
+    pub wrong: Wrong,
+    /// Which devices may be hit; one of them, by chance, each time.
+    pub devices: Vec<usize>,
+    /// When.
+    pub when: When,
+    /// How long it lasts, at least and at most.
+    pub lasts: (Span, Span),
+}

@@ -1,0 +1,220 @@
+//! What happens in a run and when: the chances of a plan, thrown by a seed.
+//!
+//! Spec: `protocol/spec/simulation.md`, "Scenarios".
+
+use std::collections::BTreeSet;
+
+use kith_object::key::{Rng, derive};
+use kith_object::time::Span;
+
+use crate::plan::{Doing, Fault, Plan, Times, When, Work, Wrong};
+use crate::world::{Act, World};
+
+/// Names that everybody writes under.
+const NAMES: [&str; 7] = [
+    "/a.txt",
+    "/b.txt",
+    "/notes/one",
+    "/notes/two",
+    "/photos/lake.jpg",
+    "/photos/old/sea.jpg",
+    "/big",
+];
+/// Folders that everybody moves things into.
+const FOLDERS: [&str; 5] = ["/notes", "/photos", "/photos/old", "/moved", "/notes/inner"];
+/// Between two files that are put together: as long as a quick device takes.
+const NEXT_FILE: Span = Span(40);
+const DAY: u64 = 24 * 60;
+
+/// Has everything in a plan happen in its world.
+pub fn schedule(world: &mut World, plan: &Plan, seed: u64) {
+    let mut rng = Rng::from_seed(derive("kith scenario 1", &seed.to_le_bytes()));
+    for work in &plan.works {
+        for (number, at) in moments(&work.when, &mut rng).into_iter().enumerate() {
+            let device = one(&work.devices, &mut rng);
+            do_work(world, work, (device, number), at, &mut rng);
+        }
+    }
+    for fault in &plan.faults {
+        if let Wrong::Unlucky(chance) = fault.wrong {
+            let devices = fault.devices.iter().copied().collect();
+            let when = (fault.when.from, fault.when.to);
+            world.unlucky(devices, when, chance, fault.lasts);
+            continue;
+        }
+        for at in moments(&fault.when, &mut rng) {
+            go_wrong(world, plan, fault, at, &mut rng);
+        }
+    }
+    for (device, of) in plan.devices.iter().enumerate() {
+        if let Some((from, to)) = of.online {
+            hours(world, plan, device, (from, to), &mut rng);
+        }
+    }
+}
+
+/// One of these, by chance; nothing if there are none.
+pub(crate) fn choose<T: Copy>(from: &[T], rng: &mut Rng) -> Option<T> {
+    let place = usize::try_from(rng.below(from.len().max(1) as u64)).unwrap_or(0);
+    from.get(place).copied()
+}
+
+fn one(devices: &[usize], rng: &mut Rng) -> usize {
+    choose(devices, rng).unwrap_or(0)
+}
+
+fn pick(from: &[&str], rng: &mut Rng) -> String {
+    choose(from, rng).unwrap_or("/x").to_owned()
+}
+
+fn between(least: u64, most: u64, rng: &mut Rng) -> u64 {
+    least + rng.below(most.saturating_sub(least) + 1)
+}
+
+fn moments(when: &When, rng: &mut Rng) -> Vec<Span> {
+    let (from, to) = (when.from.0, when.to.0);
+    let mut moments = match when.times {
+        Times::Count(count) => (0..count).map(|_| Span(between(from, to, rng))).collect(),
+        Times::Every(each) => {
+            let mut moments = Vec::new();
+            // From nothing to twice as long, evenly.
+            let mut at = from + rng.below(2 * each.0 + 1);
+            while at <= to {
+                moments.push(Span(at));
+                at += 1 + rng.below(2 * each.0);
+            }
+            moments
+        }
+    };
+    moments.sort_unstable();
+    moments
+}
+
+fn content(size: (u64, u64), rng: &mut Rng) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(between(size.0, size.1, rng)).unwrap_or(0)];
+    rng.fill(&mut content);
+    content
+}
+
+fn do_work(
+    world: &mut World,
+    work: &Work,
+    (device, number): (usize, usize),
+    at: Span,
+    rng: &mut Rng,
+) {
+    match work.doing {
+        Doing::Edits => {
+            let act = match rng.below(10) {
+                0..6 => Act::Put {
+                    device,
+                    path: pick(&NAMES, rng),
+                    content: content(work.size, rng),
+                },
+                6..8 => {
+                    let from = if rng.below(2) == 0 {
+                        pick(&NAMES, rng)
+                    } else {
+                        pick(&FOLDERS, rng)
+                    };
+                    let to = format!("{}/m{}", pick(&FOLDERS, rng), rng.below(4));
+                    Act::Move { device, from, to }
+                }
+                _ => {
+                    let path = if rng.below(3) == 0 {
+                        pick(&FOLDERS, rng)
+                    } else {
+                        pick(&NAMES, rng)
+                    };
+                    Act::Remove { device, path }
+                }
+            };
+            world.at(at, act);
+        }
+        Doing::Reads => world.at(at, Act::Read(device)),
+        Doing::Lifelog => {
+            let act = Act::Put {
+                device,
+                path: format!("/log/d{device}/{}", at.0),
+                content: content(work.size, rng),
+            };
+            world.at(at, act);
+        }
+        Doing::Photos | Doing::Source => {
+            for file in 0..work.files {
+                let path = match work.doing {
+                    Doing::Photos => format!("/camera/d{device}-{number}/{file}.jpg"),
+                    _ => format!("/source/d{device}-{number}/{}/{file}.rs", file % 17),
+                };
+                let act = Act::Put {
+                    device,
+                    path,
+                    content: content(work.size, rng),
+                };
+                world.at(Span(at.0 + file * NEXT_FILE.0), act);
+            }
+        }
+    }
+}
+
+fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut Rng) {
+    let ends = Span(at.0 + between(fault.lasts.0.0, fault.lasts.1.0, rng));
+    match &fault.wrong {
+        Wrong::Partition(groups) if groups.is_empty() => {
+            let all = 0..plan.devices.len();
+            // Some on each side.
+            let left: BTreeSet<usize> = loop {
+                let left: BTreeSet<usize> = all.clone().filter(|_| rng.below(2) == 0).collect();
+                if !left.is_empty() && left.len() < all.len() || all.len() < 2 {
+                    break left;
+                }
+            };
+            let right = all.filter(|device| !left.contains(device)).collect();
+            world.part(vec![left, right], at, ends);
+        }
+        Wrong::Partition(groups) => {
+            let groups = groups.iter().map(|group| group.iter().copied().collect());
+            world.part(groups.collect(), at, ends);
+        }
+        Wrong::Crash => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Crash(device));
+            world.at(ends, Act::Start(device));
+        }
+        Wrong::Unlucky(_) => {}
+        Wrong::Away => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Leave(device));
+            world.at(ends, Act::Return(device));
+        }
+        Wrong::Clock(jump) => {
+            let device = one(&fault.devices, rng);
+            let by = *jump;
+            world.at(at, Act::Jump { device, by });
+        }
+    }
+}
+
+/// A device that is on for some hours of each day, half an hour more or less.
+fn hours(world: &mut World, plan: &Plan, device: usize, online: (u64, u64), rng: &mut Rng) {
+    let minutes = |minutes: u64| Span(minutes * 60_000);
+    if online.0 > 0 {
+        world.at(Span(0), Act::Stop(device));
+    }
+    for day in 0..=plan.length.0 / minutes(DAY).0 {
+        let about =
+            |minute: u64, rng: &mut Rng| minutes(day * DAY + minute).0 + rng.below(minutes(60).0);
+        if online.0 > 0 {
+            let on = about(online.0.saturating_sub(30), rng);
+            world.at(Span(on), Act::Start(device));
+        }
+        if online.1 < DAY {
+            let off = about(online.1.saturating_sub(30), rng);
+            world.at(Span(off), Act::Stop(device));
+            // One that is on from midnight goes on when the day has turned.
+            if online.0 == 0 {
+                world.at(minutes((day + 1) * DAY), Act::Start(device));
+            }
+        }
+    }
+}
