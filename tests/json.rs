@@ -139,6 +139,14 @@ fn seen() -> Shapes {
     first.kill();
     keep(&first.ok(["status"]));
     keep(&first.ok(["sim", "run", "--seed", "1"]));
+    let (page, trace) = (place.file("page.html"), place.file("trace"));
+    let (page_at, trace_at) = (page.to_str().unwrap(), trace.to_str().unwrap());
+    first.ok(["sim", "run", "--report", page_at, "--trace", trace_at]);
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(fs::read_to_string(trace).unwrap().lines().count() > 300);
+    let refused = first.fails(1, ["sim", "run", "--report", "/nowhere/page.html"]);
+    assert!(refused.failure().to_string().contains("/nowhere/page.html"));
     keep(&first.ok(["sim", "list"]));
     keep(&first.ok(["sim", "swarm", "--seed", "1", "--runs", "2"]));
     keep(&first.ok(["store", "rebuild"]));

@@ -505,6 +505,9 @@ pub(crate) enum SimCommand {
         /// Write a readable event log
         #[arg(long, value_name = "FILE")]
         trace: Option<PathBuf>,
+        /// Write one page with plots of the last run, for a browser, that needs nothing else
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
     /// Run scenarios by chance, one for each seed, on all cores, until time is over or one fails
     Swarm {

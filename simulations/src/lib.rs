@@ -7,6 +7,7 @@ pub mod disk;
 pub mod file;
 pub mod network;
 pub mod plan;
+pub mod report;
 pub mod scenario;
 pub mod schedule;
 pub mod swarm;

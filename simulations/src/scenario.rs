@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::schedule::schedule;
 use crate::trace::Trace;
 use crate::world::World;
+use crate::world::record::Record;
 
 /// A way to run a mesh.
 #[derive(Debug, Clone)]
@@ -118,18 +119,44 @@ impl Scenario {
 
     /// Runs it.
     pub fn run(&self, seed: u64, keep_trace: bool) -> Report {
+        self.go(seed, keep_trace, &mut |world, to| world.run_until(to))
+    }
+
+    /// Runs it, and looks at it all along.
+    pub fn run_recorded(&self, seed: u64, keep_trace: bool) -> (Report, Record) {
+        let plan = &self.0;
+        let mut record = Record::default();
+        // Reading goes on after that, but happens at once.
+        let whole = Span(plan.length.0 + plan.settle.0);
+        let report = self.go(seed, keep_trace, &mut |world, to| {
+            world.run_recorded(to, whole, &mut record);
+        });
+        (report, record)
+    }
+
+    /// What the run is to be.
+    pub fn plan(&self) -> &Plan {
+        &self.0
+    }
+
+    fn go(
+        &self,
+        seed: u64,
+        keep_trace: bool,
+        run_until: &mut dyn FnMut(&mut World, Span),
+    ) -> Report {
         let plan = &self.0;
         let mut world = World::new(seed, plan, Trace::new(keep_trace));
         schedule(&mut world, plan, seed);
-        world.run_until(plan.length);
+        run_until(&mut world, plan.length);
         world.all_well();
         let agree_at = Span(plan.length.0 + plan.settle.0);
-        world.run_until(agree_at);
+        run_until(&mut world, agree_at);
         let mut failures = check::agreement(&world);
         for device in 0..plan.devices.len() {
             world.read_all(device);
         }
-        world.run_until(Span(agree_at.0 + plan.read.0));
+        run_until(&mut world, Span(agree_at.0 + plan.read.0));
         if world.reads_open() > 0 {
             failures.push(format!(
                 "{} reads of acknowledged objects do not end",

@@ -2,6 +2,8 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "World".
 
+pub mod record;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use kith_object::time::{Span, Time};
 use kith_object::tree::FileKind;
 use kith_protocol::exchange::Loaded;
 
+use self::record::Mark;
 use crate::disk::{Disks, Storage};
 use crate::network::Network;
 use crate::plan::Plan;
@@ -219,9 +222,12 @@ pub struct World {
     messages: BTreeMap<u64, (usize, Bytes, BTreeSet<usize>)>,
     providers: BTreeMap<[u8; 32], BTreeSet<usize>>,
     promises: Vec<Promise>,
+    /// Which device acknowledged each of them.
+    promised_by: Vec<usize>,
     read_back: u64,
     /// What happened.
     pub trace: Trace,
+    marks: Vec<(u64, usize, Mark)>,
     /// What was found wrong while running.
     pub failures: Vec<String>,
 }
@@ -281,8 +287,10 @@ impl World {
             messages: BTreeMap::new(),
             providers: BTreeMap::new(),
             promises: Vec::new(),
+            promised_by: Vec::new(),
             read_back: 0,
             trace,
+            marks: Vec::new(),
             failures: Vec::new(),
         };
         for device in 0..plan.devices.len() {
@@ -375,6 +383,7 @@ impl World {
             }
             self.start(device);
         }
+        self.mark(0, Mark::AllWell);
         self.trace.note(self.now, 0, format_args!("all is well"));
     }
 
@@ -664,6 +673,7 @@ impl World {
                 wake: None,
             });
         }
+        self.mark(device, Mark::Starts);
         self.trace.note(now, device, format_args!("starts"));
         self.input(device, Input::Listening(vec![format!("sim/{device}")]));
     }
@@ -693,7 +703,11 @@ impl World {
         if by_crash {
             slot.disks.crash(&mut self.rng);
         }
-        let how = if by_crash { "crashes" } else { "stops" };
+        let (how, mark) = match by_crash {
+            true => ("crashes", Mark::Crashes),
+            false => ("stops", Mark::Stops),
+        };
+        self.mark(device, mark);
         self.trace.note(self.now, device, format_args!("{how}"));
         for peer in 0..self.slots.len() {
             self.disconnect(device, peer);
@@ -757,10 +771,12 @@ impl World {
             Act::Partition(number, groups) => {
                 self.trace
                     .note(self.now, 0, format_args!("partition {groups:?}"));
+                self.mark(0, Mark::Parted(number));
                 self.partitions.insert(number, groups);
                 self.cut_apart();
             }
             Act::Heal(number) => {
+                self.mark(0, Mark::Healed(number));
                 self.trace.note(self.now, 0, format_args!("heals"));
                 self.partitions.remove(&number);
             }
@@ -775,6 +791,7 @@ impl World {
                 }
             }
             Act::Leave(device) => {
+                self.mark(device, Mark::Leaves);
                 self.trace.note(self.now, device, format_args!("leaves"));
                 if let Some(slot) = self.slots.get_mut(device) {
                     slot.away += 1;
@@ -782,12 +799,14 @@ impl World {
                 self.cut_apart();
             }
             Act::Return(device) => {
+                self.mark(device, Mark::Returns);
                 self.trace.note(self.now, device, format_args!("returns"));
                 if let Some(slot) = self.slots.get_mut(device) {
                     slot.away = slot.away.saturating_sub(1);
                 }
             }
             Act::Jump { device, by } => {
+                self.mark(device, Mark::Jumps(by));
                 self.trace.note(
                     self.now,
                     device,
@@ -1064,6 +1083,8 @@ impl World {
                     Ok(()) => {
                         self.trace
                             .note(self.now, device, format_args!("acknowledges"));
+                        self.promised_by
+                            .resize(self.promises.len() + promises.len(), device);
                         self.promises.extend(promises);
                         self.may_crash(device);
                     }

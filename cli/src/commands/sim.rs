@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use kith_protocol::api::{Failure, FailureKind};
+use kith_simulations::report::{self, sparkline, time};
 use kith_simulations::scenario::{self, Moved, Report, Scenario};
 use kith_simulations::swarm::{Draft, known};
 use serde_json::{Map, Value, json};
@@ -30,10 +31,15 @@ pub(crate) fn run(command: SimCommand, output: &mut Output) -> Result<(), Comman
             seed,
             runs,
             trace,
+            report,
         } => {
             let found = found(&name)?;
+            let files = Files {
+                trace: trace.as_deref(),
+                report: report.as_deref(),
+            };
             for seed in seed..seed.saturating_add(runs) {
-                one(&name, &found, seed, trace.as_deref(), output)?;
+                one(&name, &found, seed, files, output)?;
             }
             Ok(())
         }
@@ -74,19 +80,37 @@ fn found(name: &str) -> Result<Scenario, CommandError> {
     })
 }
 
+/// Where what a run leaves is to go.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    trace: Option<&'a Path>,
+    report: Option<&'a Path>,
+}
+
 fn one(
     name: &str,
     found: &Scenario,
     seed: u64,
-    trace: Option<&Path>,
+    files: Files<'_>,
     output: &mut Output,
 ) -> Result<(), CommandError> {
-    let report = found.run(seed, trace.is_some());
-    if let Some(path) = trace {
-        std::fs::write(path, &report.trace_text).map_err(|error| {
-            let what = format!("write the trace {}", path.display());
+    let write = |kind: &str, path: &Path, text: &str| {
+        std::fs::write(path, text).map_err(|error| {
+            let what = format!("write the {kind} {}", path.display());
             Failure::new(FailureKind::Failed, what).because(&error)
-        })?;
+        })
+    };
+    let report = match files.report {
+        None => found.run(seed, files.trace.is_some()),
+        Some(path) => {
+            let (report, record) = found.run_recorded(seed, files.trace.is_some());
+            let page = report::page(name, seed, found.plan(), &report, &record);
+            write("report", path, &page)?;
+            report
+        }
+    };
+    if let Some(path) = files.trace {
+        write("trace", path, &report.trace_text)?;
     }
     let value = json!({
         "event": "run",
@@ -238,6 +262,10 @@ fn told(name: &str, seed: u64, report: &Report) -> String {
             time(most),
             time(all)
         );
+        text += &format!(
+            "  {}  each step twice the time\n",
+            sparkline(&report.delays_ms)
+        );
     }
     for device in &report.devices {
         let sum = |bytes: &[(&'static str, u64)]| bytes.iter().map(|(_, bytes)| bytes).sum();
@@ -254,33 +282,4 @@ fn told(name: &str, seed: u64, report: &Report) -> String {
         );
     }
     text
-}
-
-fn time(ms: u64) -> String {
-    let (seconds, minutes, hours) = (ms / 1000, ms / 60_000, ms / 3_600_000);
-    match ms {
-        0..1000 => format!("{ms} ms"),
-        1000..60_000 => format!("{seconds}.{} s", ms % 1000 / 100),
-        60_000..3_600_000 => format!("{minutes} min {} s", seconds % 60),
-        3_600_000..86_400_000 => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{} d {} h", hours / 24, hours % 24),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_told_as_people_tell_them() {
-        for (ms, told) in [
-            (7, "7 ms"),
-            (1999, "1.9 s"),
-            (61_000, "1 min 1 s"),
-            (3_660_000, "1 h 1 min"),
-            (90_000_000, "1 d 1 h"),
-        ] {
-            assert_eq!(time(ms), told);
-        }
-    }
 }
