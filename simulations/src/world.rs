@@ -675,7 +675,38 @@ impl World {
         }
         self.mark(device, Mark::Starts);
         self.trace.note(now, device, format_args!("starts"));
+        self.keeps_its_word(device);
         self.input(device, Input::Listening(vec![format!("sim/{device}")]));
+    }
+
+    /// A device that has just started has all that it acknowledged: names, entries and blocks.
+    fn keeps_its_word(&mut self, device: usize) {
+        let running = self
+            .slots
+            .get(device)
+            .and_then(|slot| slot.running.as_ref());
+        let Some(Running {
+            device: machine,
+            storage,
+            ..
+        }) = running
+        else {
+            return;
+        };
+        let own = self.promises.iter().zip(&self.promised_by);
+        let own = own.filter(|(_, by)| **by == device);
+        for (Promise { cid, .. }, _) in own {
+            let known = machine.tree().link_of(cid).is_some();
+            if known && storage.store.has(cid).unwrap_or(false) {
+                continue;
+            }
+            let what = if known { "its block" } else { "its entry" };
+            let failure = format!(
+                "d{device} has acknowledged {cid}, and is without {what} when it starts again"
+            );
+            self.failures.push(failure);
+            return;
+        }
     }
 
     /// Ends a device's run, by a power cut or in order.
