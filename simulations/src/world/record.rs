@@ -10,7 +10,7 @@ use super::World;
 
 /// So often a run is looked at.
 const SAMPLES: u64 = 240;
-/// Objects whose copies are counted: so many of those acknowledged, evenly spread over them.
+/// Objects whose copies are counted: at most so many of those acknowledged, evenly spread over them.
 const OBJECTS_MAX: usize = 400;
 /// Marks that are kept; of a run with more, those that come first.
 const MARKS_MAX: usize = 20_000;
@@ -66,6 +66,11 @@ pub struct Record {
     has: Vec<BTreeMap<usize, bool>>,
 }
 
+/// One of so many objects is looked at. Those looked at now were looked at before, so that what a device had when it went down says something of them.
+fn stride(objects: usize) -> usize {
+    objects.div_ceil(OBJECTS_MAX).next_power_of_two()
+}
+
 impl World {
     /// Notes something for the record.
     pub(super) fn mark(&mut self, device: usize, mark: Mark) {
@@ -93,7 +98,7 @@ impl World {
         let devices = self.slots.len();
         record.stored.resize(devices, 0);
         record.has.resize(devices, BTreeMap::new());
-        let stride = self.promises.len().div_ceil(OBJECTS_MAX).max(1);
+        let stride = stride(self.promises.len());
         let objects = || self.promises.iter().enumerate().step_by(stride);
         for (slot, (stored, has)) in self
             .slots
@@ -139,5 +144,19 @@ impl World {
             copies,
             promises: self.promises.len() as u64,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_looked_at_was_looked_at_before() {
+        assert_eq!((stride(0), stride(OBJECTS_MAX)), (1, 1));
+        for objects in 1..10_000 {
+            assert_eq!(stride(objects) % stride(objects - 1), 0, "{objects}");
+            assert!(objects.div_ceil(stride(objects)) <= OBJECTS_MAX);
+        }
     }
 }
