@@ -190,7 +190,17 @@ pub fn folder(
     if measure > FOLDER_BYTES_MAX {
         return shard::folder(profile, entries, sink);
     }
-    let below: u64 = entries.iter().map(|(_, written)| written.tsize).sum();
+    folder_block(profile, block, entries, sink)
+}
+
+/// Writes the block of a folder, or of a part of one, that links to what was written.
+fn folder_block(
+    profile: Profile,
+    block: Bytes,
+    links: &[(Vec<u8>, Written)],
+    sink: &mut Sink<'_>,
+) -> Result<Written, FolderError> {
+    let below: u64 = links.iter().map(|(_, written)| written.tsize).sum();
     let written = Written {
         cid: profile.cid(DAG_PB, &block),
         tsize: block.len() as u64 + below,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{DAG_PB, FolderError, Profile, Sink, Written, node};
+use super::{FolderError, Profile, Sink, Written, folder_block, node};
 
 /// Bytes of the hash: one is used up at each level, so there are no more levels than these.
 const LEVELS_MAX: usize = 8;
@@ -62,14 +62,7 @@ impl<'a> Shard<'a> {
         let first = places.iter().position(|byte| *byte != 0).unwrap_or(32);
         let places = places.get(first..).unwrap_or_default();
         let block = Bytes::from(node::shard_node(&links, places));
-        let below: u64 = links.iter().map(|(_, written)| written.tsize).sum();
-        let written = Written {
-            cid: profile.cid(DAG_PB, &block),
-            tsize: block.len() as u64 + below,
-            size: 0,
-        };
-        sink(written.cid, block).map_err(FolderError::Sink)?;
-        Ok(written)
+        folder_block(profile, block, &links, sink)
     }
 }
 
