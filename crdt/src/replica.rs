@@ -335,6 +335,11 @@ impl Replica {
         self.index.contains_key(id)
     }
 
+    /// Whether an entry came and waits here for what it builds upon.
+    pub fn waits(&self, id: &EntryId) -> bool {
+        self.pending.contains(id)
+    }
+
     /// Whether digests cover the entry.
     pub fn in_digest(&self, id: &EntryId) -> bool {
         self.find(id).is_some_and(|node| node.in_digest)

@@ -10,7 +10,7 @@ use crate::world::World;
 pub fn agreement(world: &World) -> Vec<String> {
     let mut failures = world.failures.clone();
     let mut first: Option<(usize, String, Access, [u8; 32])> = None;
-    for (place, device) in world.devices() {
+    for (place, device) in world.honest() {
         let (digest, entries) = device.digest();
         let digest = format!("{entries} entries, {}", hex(&digest));
         let (access, tree) = (device.access().clone(), device.tree().fingerprint());
@@ -30,7 +30,7 @@ pub fn agreement(world: &World) -> Vec<String> {
                 }
             }
         }
-        for promise in world.promises() {
+        for promise in world.owed() {
             if device.tree().link_of(&promise.cid).is_none() {
                 failures.push(format!(
                     "d{place} has lost {}, which was acknowledged",

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kith_crdt::chain::Entry;
 use kith_object::disk::{Crash, SimDisk};
-use kith_object::id::{EntryId, SpaceId};
+use kith_object::id::{Cid, EntryId, SpaceId};
 use kith_object::index::MemIndex;
 use kith_object::key::Rng;
 use kith_object::log::Log;
-use kith_object::store::{Store, StoreConfig};
+use kith_object::store::{Store, StoreConfig, StoreError};
 
 /// Packs on one simulated disk, the log on another, as they are in two folders on a real one.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,20 @@ pub struct Storage {
     pub log: Log<SimDisk>,
     /// Where each entry is.
     pub offsets: BTreeMap<EntryId, u64>,
+}
+
+impl Storage {
+    /// A block, if it is here and sound. What is damaged counts as absent, so that it is fetched and put again.
+    ///
+    /// # Panics
+    /// If the disk fails in a way that no scenario has it fail.
+    pub fn block(&self, cid: &Cid) -> Option<Bytes> {
+        match self.store.get(cid) {
+            Ok(block) => block,
+            Err(StoreError::Corrupt { .. }) => None,
+            Err(error) => panic!("a disk that does not fail reads: {error}"),
+        }
+    }
 }
 
 /// Name of the log.
@@ -57,6 +71,11 @@ impl Disks {
             },
             entries,
         )
+    }
+
+    /// Lets a bit of a pack turn over, if there is one; answers of which file, and which.
+    pub fn rot(&self, rng: &mut Rng) -> Option<(String, u64)> {
+        self.packs.flip_random(rng)
     }
 
     /// Takes the power: what was not synced is lost in part.

@@ -2,6 +2,8 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Scenarios".
 
+mod units;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -9,7 +11,10 @@ use kith_object::time::Span;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::plan::{DevicePlan, Doing, Fault, Path, Plan, Site, Times, When, Work, Wrong};
+use self::units::{DAY, Hours, Length, MINUTE, Range, Rate, SECOND, Share, Signed, Size};
+use crate::plan::{
+    DevicePlan, Doing, Fault, Harm, HarmPlan, Path, Plan, Site, Times, When, Work, Wrong,
+};
 
 /// Most devices of a run.
 const DEVICES_MAX: usize = 10_000;
@@ -29,10 +34,6 @@ const BYTES_MAX: u64 = 64 << 30;
 const FILE_MAX: u64 = 256 << 20;
 /// Furthest that a clock may be off: ten years.
 const SKEW_MAX: u64 = LENGTH_MAX;
-const SECOND: u64 = 1000;
-const MINUTE: u64 = 60 * SECOND;
-const HOUR: u64 = 60 * MINUTE;
-const DAY: u64 = 24 * HOUR;
 
 /// What is wrong with a scenario, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +67,8 @@ struct File {
     work: Vec<Spanned<WorkText>>,
     #[serde(default)]
     fault: Vec<Spanned<FaultText>>,
+    #[serde(default)]
+    harm: Vec<HarmText>,
 }
 
 fn five_minutes() -> Spanned<Length> {
@@ -139,177 +142,15 @@ struct FaultText {
     chance: Option<Spanned<Share>>,
 }
 
-/// Milliseconds, as `40ms`, `10s`, `5m`, `2h`, `30d`.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Length(u64);
-
-/// The same, forwards or backwards.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Signed(i64);
-
-/// Bytes, as `4KB`, `1MB`: of 1,000 each.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Size(u64);
-
-/// Bits a second, as `20Mbit/s`.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Rate(u64);
-
-/// Parts of a million, as `1.5%`.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Share(u64);
-
-/// Minutes since midnight, as `08:00-23:00`.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(try_from = "String")]
-struct Hours(u64, u64);
-
-/// One value, or two with `..` between.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(
-    try_from = "String",
-    bound(deserialize = "T: TryFrom<String, Error = String> + Copy")
-)]
-struct Range<T>(T, T);
-
-/// A number, which may have a fraction, as thousandths, and the unit behind it.
-fn measured(text: &str) -> Option<(u64, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(end)?;
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if fraction.len() > 3 || (number.contains('.') && fraction.is_empty()) {
-        return None;
-    }
-    let fraction: u64 = format!("{fraction:0<3}").parse().ok()?;
-    let whole: u64 = whole.parse().ok()?;
-    Some((
-        whole.checked_mul(1000)?.checked_add(fraction)?,
-        unit.trim_start(),
-    ))
-}
-
-/// A number with one of these units, or that it is none of what was wanted.
-fn in_units(text: &str, units: &[(&str, u64)], wanted: &str) -> Result<u64, String> {
-    let read = || {
-        let (thousandths, unit) = measured(text)?;
-        let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
-        Some(thousandths.checked_mul(*factor)? / 1000)
-    };
-    read().ok_or_else(|| format!("`{text}` is no {wanted}"))
-}
-
-impl TryFrom<String> for Length {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let units = [
-            ("ms", 1),
-            ("s", SECOND),
-            ("m", MINUTE),
-            ("h", HOUR),
-            ("d", DAY),
-        ];
-        let wanted = "length of time, which looks like 40ms, 10s, 5m, 2h or 30d";
-        in_units(&text, &units, wanted).map(Self)
-    }
-}
-
-impl TryFrom<String> for Signed {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (sign, rest) = match text.strip_prefix('-') {
-            Some(rest) => (-1, rest),
-            None => (1, text.strip_prefix('+').unwrap_or(&text)),
-        };
-        let Length(length) = rest.to_owned().try_into()?;
-        i64::try_from(length)
-            .map(|length| Self(sign * length))
-            .map_err(|_| format!("`{text}` is too long"))
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let units = [
-            ("B", 1),
-            ("KB", 1000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-        ];
-        let wanted = "size, which looks like 300B, 4KB or 1.5MB";
-        in_units(&text, &units, wanted).map(Self)
-    }
-}
-
-impl TryFrom<String> for Rate {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let units = [
-            ("kbit/s", 1000),
-            ("Mbit/s", 1_000_000),
-            ("Gbit/s", 1_000_000_000),
-        ];
-        let wanted = "rate, which looks like 500kbit/s or 20Mbit/s";
-        in_units(&text, &units, wanted).map(Self)
-    }
-}
-
-impl TryFrom<String> for Share {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        in_units(&text, &[("%", 10_000)], "share, which looks like 0.5%").map(Self)
-    }
-}
-
-impl TryFrom<String> for Hours {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let time = |text: &str| {
-            let (hours, minutes) = text.split_once(':')?;
-            let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);
-            (hours <= 24 && minutes < 60 && hours * 60 + minutes <= 24 * 60)
-                .then_some(hours * 60 + minutes)
-        };
-        let hours = text.split_once('-').and_then(|(from, to)| {
-            let (from, to) = (time(from)?, time(to)?);
-            (from < to).then_some(Self(from, to))
-        });
-        hours.ok_or_else(|| {
-            format!(
-                "`{text}` is no time of day from one to a later one, which looks like 08:00-23:00"
-            )
-        })
-    }
-}
-
-impl<T: TryFrom<String, Error = String> + Copy> TryFrom<String> for Range<T> {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.split_once("..") {
-            Some((least, most)) => Ok(Self(
-                least.to_owned().try_into()?,
-                most.to_owned().try_into()?,
-            )),
-            None => {
-                let one: T = text.try_into()?;
-                Ok(Self(one, one))
-            }
-        }
-    }
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HarmText {
+    what: Spanned<String>,
+    devices: Vec<Spanned<String>>,
+    at: Option<Spanned<Length>>,
+    between: Option<Spanned<[Length; 2]>>,
+    count: Option<Spanned<u64>>,
+    every: Option<Spanned<Length>>,
 }
 
 /// Reads a scenario.
@@ -410,9 +251,20 @@ impl Reading {
             if self.how_often(&read.when) > DOINGS_MAX {
                 return bad(fault, "this happens more often than any run lasts");
             }
+            let admin = |device: &usize| devices.get(*device).is_none_or(|device| device.admin);
+            if read.wrong == Wrong::Removed && read.devices.iter().any(admin) {
+                return bad(
+                    &fault.get_ref().what,
+                    "only the words remove an admin: say `devices`, and none of them admins",
+                );
+            }
             faults.push(read);
         }
-        Ok(Plan {
+        let mut harms = Vec::new();
+        for harm in &file.harm {
+            harms.push(self.harm(harm, &devices)?);
+        }
+        let plan = Plan {
             name: name.to_owned(),
             about: file.about,
             length: Span(self.length),
@@ -424,8 +276,58 @@ impl Reading {
             devices,
             works,
             faults,
+            harms,
             spread_entries: true,
             anti_entropy: true,
+        };
+        let staying = plan.devices.len() - plan.hostile().union(&plan.removed()).count();
+        let removal = file.fault.iter().map(|fault| &fault.get_ref().what);
+        let removal = removal.filter(|what| what.get_ref() == "removed");
+        match file
+            .harm
+            .iter()
+            .map(|harm| &harm.what)
+            .chain(removal)
+            .next()
+        {
+            Some(place) if staying < 2 => bad(
+                place,
+                "fewer than two devices are left that mean well and are not removed",
+            ),
+            _ => Ok(plan),
+        }
+    }
+
+    fn harm(&self, text: &HarmText, devices: &[DevicePlan]) -> Result<HarmPlan, Bad> {
+        let Some(harm) = Harm::named(text.what.get_ref()) else {
+            let what = format!(
+                "no device does `{}` to others, but {}",
+                text.what.get_ref(),
+                Harm::names()
+            );
+            return bad(&text.what, what);
+        };
+        let named = self.named(Some(&text.devices))?;
+        if named
+            .iter()
+            .any(|device| devices.get(*device).is_none_or(|device| device.admin))
+        {
+            let place = text.devices.first().unwrap_or(&text.what);
+            return bad(
+                place,
+                "an admin that means harm may remove everybody: let it be a member",
+            );
+        }
+        Ok(HarmPlan {
+            harm,
+            devices: named,
+            when: self.when(
+                &text.what,
+                text.at.as_ref(),
+                text.between.as_ref(),
+                text.count.as_ref(),
+                text.every.as_ref(),
+            )?,
         })
     }
 
@@ -673,17 +575,19 @@ impl Reading {
                 None => return bad(&text.what, "say how often: `chance`"),
             },
             ("away", None) => Wrong::Away,
+            ("removed", None) => Wrong::Removed,
+            ("rot", None) => Wrong::Rot,
             ("clock", Some(jump)) if jump.get_ref().0.unsigned_abs() <= SKEW_MAX => {
                 Wrong::Clock(jump.get_ref().0)
             }
             ("clock", Some(jump)) => return bad(jump, "`jump` is more than ten years"),
             ("clock", None) => return bad(&text.what, "say how far the clock jumps: `jump`"),
-            ("partition" | "crash" | "unlucky" | "away", Some(jump)) => {
+            ("partition" | "crash" | "unlucky" | "away" | "removed" | "rot", Some(jump)) => {
                 return bad(jump, "`jump` is for clock");
             }
             _ => {
                 let what = format!(
-                    "`{what}` does not go wrong, but partition, crash, unlucky, away and clock"
+                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed and rot"
                 );
                 return bad(&text.what, what);
             }
@@ -702,10 +606,10 @@ impl Reading {
             return bad(place, "`groups` is for partition");
         }
         let lasts = match (&text.lasts, &wrong) {
-            (Some(lasts), Wrong::Clock(_)) => {
-                return bad(lasts, "a clock that has jumped stays so");
+            (Some(lasts), Wrong::Clock(_) | Wrong::Removed | Wrong::Rot) => {
+                return bad(lasts, "this does not end: leave `lasts` out");
             }
-            (None, Wrong::Clock(_)) => (0, 0),
+            (None, Wrong::Clock(_) | Wrong::Removed | Wrong::Rot) => (0, 0),
             (Some(lasts), _) => {
                 let Range(least, most) = *lasts.get_ref();
                 if least.0 > most.0 || most.0 > LENGTH_MAX {
@@ -796,6 +700,7 @@ fn way(
 
 #[cfg(test)]
 mod tests {
+    use super::units::HOUR;
     use super::*;
 
     const GOOD: &str = "about = 'three'
@@ -924,6 +829,42 @@ between = ['1m', '2m']
             ("lasts = '5m..6m'", "", 36, "`lasts`"),
             ("jump = '+2h'", "", 41, "`jump`"),
             ("what = 'clock'", "what = 'flood'", 41, "does not go wrong"),
+            (
+                "between = ['1m', '2m']",
+                "between = ['1m', '2m']\n[[harm]]\nwhat = 'sulk'\ndevices = ['box']\nat = '1m'",
+                45,
+                "no device does `sulk`",
+            ),
+            (
+                "between = ['1m', '2m']",
+                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['desk']\nat = '1m'",
+                46,
+                "let it be a member",
+            ),
+            (
+                "between = ['1m', '2m']",
+                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['box', 'laptop']\nat = '1m'",
+                45,
+                "fewer than two devices",
+            ),
+            (
+                "between = ['1m', '2m']",
+                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['box']",
+                45,
+                "say when",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'removed'",
+                41,
+                "only the words",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'rot'\nlasts = '1m'",
+                42,
+                "does not end",
+            ),
         ] {
             let text = GOOD.replacen(from, to, 1);
             assert!(text != GOOD, "{from}");

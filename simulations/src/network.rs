@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use kith_object::key::Rng;
-use kith_object::time::Time;
+use kith_object::time::{Span, Time};
 
 use crate::plan::{Path, Plan};
 
@@ -19,6 +19,9 @@ const ROLLED_MAX: u64 = 64;
 const AGAIN_MS: u64 = 200;
 /// Packets under way on a connection that loses some: by the usual law, 1.22 divided by the root of the loss, in thousandths.
 const WINDOW: u64 = 1220;
+
+/// What takes longer is late.
+const LATE: Span = Span::from_secs(2);
 
 /// Moments in thousandths of a millisecond: of a fast line many messages fit one millisecond.
 type Micros = u64;
@@ -35,6 +38,8 @@ pub struct Network {
     free: Vec<(Micros, Micros)>,
     /// When each connection that loses packets has room again, and when its last message arrives.
     pipes: BTreeMap<(usize, usize), (Micros, Time)>,
+    /// When the last message between two devices arrives that is late.
+    late: BTreeMap<(usize, usize), Time>,
     /// Bytes that each device sent and got, by what they were for.
     pub sent: Vec<BTreeMap<&'static str, u64>>,
     /// See [`Network::sent`].
@@ -56,6 +61,7 @@ impl Network {
             path: plan.path,
             free: vec![(0, 0); plan.sites.len()],
             pipes: BTreeMap::new(),
+            late: BTreeMap::new(),
             sent: vec![BTreeMap::new(); plan.devices.len()],
             got: vec![BTreeMap::new(); plan.devices.len()],
             messages: 0,
@@ -142,7 +148,18 @@ impl Network {
         }
         let arrives = Time(through.div_ceil(1000) + latency + late).max(pipe.1);
         pipe.1 = arrives;
+        if arrives.since(now) > LATE {
+            let pair = (from.min(to), from.max(to));
+            let late = self.late.entry(pair).or_default();
+            *late = arrives.max(*late);
+        }
         (Time(written.div_ceil(1000)), arrives)
+    }
+
+    /// When all has arrived between these two that took long; long ago if nothing did.
+    pub fn late(&self, one: usize, other: usize) -> Time {
+        let pair = (one.min(other), one.max(other));
+        self.late.get(&pair).copied().unwrap_or_default()
     }
 
     /// A connection has ended: what was on its way is lost.

@@ -2,6 +2,8 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Scenarios".
 
+use std::collections::BTreeSet;
+
 use kith_object::time::Span;
 
 /// A scenario.
@@ -29,6 +31,8 @@ pub struct Plan {
     pub works: Vec<Work>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// What devices that mean harm do.
+    pub harms: Vec<HarmPlan>,
     /// Whether new entries are gossiped, and whether digests are compared; only tests turn them off.
     pub spread_entries: bool,
     /// See [`Plan::spread_entries`].
@@ -137,6 +141,10 @@ pub enum Wrong {
     Away,
     /// A clock jumps, milliseconds.
     Clock(i64),
+    /// An admin removes a device from the mesh.
+    Removed,
+    /// A bit of a pack on a device's disk turns over.
+    Rot,
 }
 
 /// What goes wrong, where and when.
@@ -150,4 +158,81 @@ pub struct Fault {
     pub when: When,
     /// How long it lasts, at least and at most.
     pub lasts: (Span, Span),
+}
+
+/// What a device does that means harm: it has the keys of a member, or had them, and a program of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Harm {
+    /// Signs an entry in the name of another.
+    Forge,
+    /// Writes an entry whose stamp lies before that of the one it follows.
+    Backdate,
+    /// Writes an entry whose stamp lies a year ahead.
+    Ahead,
+    /// Writes two entries that follow the same one of its own.
+    Equivocate,
+    /// Sends other bytes than were asked for, from then on.
+    Corrupt,
+    /// Says that it has blocks and entries and does not send them, from then on.
+    Withhold,
+    /// Sends again what it and others sent before.
+    Replay,
+    /// Asks for thousands of blocks that are nowhere, and sends entries that build upon nothing.
+    Flood,
+    /// Goes on after it was removed: comes in, asks for blocks, writes.
+    Intrude,
+}
+
+impl Harm {
+    /// All of them, by name.
+    pub const ALL: [(&str, Self); 9] = [
+        ("forge", Self::Forge),
+        ("backdate", Self::Backdate),
+        ("ahead", Self::Ahead),
+        ("equivocate", Self::Equivocate),
+        ("corrupt", Self::Corrupt),
+        ("withhold", Self::Withhold),
+        ("replay", Self::Replay),
+        ("flood", Self::Flood),
+        ("intrude", Self::Intrude),
+    ];
+
+    /// That of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        let found = Self::ALL.iter().find(|(known, _)| *known == name);
+        found.map(|(_, harm)| *harm)
+    }
+
+    /// Their names, for people.
+    pub fn names() -> String {
+        Self::ALL.map(|(name, _)| name).join(", ")
+    }
+}
+
+/// What devices that mean harm do, and when.
+#[derive(Debug, Clone)]
+pub struct HarmPlan {
+    /// What.
+    pub harm: Harm,
+    /// Which devices; one of them, by chance, each time.
+    pub devices: Vec<usize>,
+    /// When.
+    pub when: When,
+}
+
+impl Plan {
+    /// Devices that mean harm.
+    pub fn hostile(&self) -> BTreeSet<usize> {
+        let devices = self.harms.iter().flat_map(|harm| &harm.devices);
+        devices.copied().collect()
+    }
+
+    /// Devices that may be removed from the mesh.
+    pub fn removed(&self) -> BTreeSet<usize> {
+        let removals = self.faults.iter();
+        let removals = removals.filter(|fault| fault.wrong == Wrong::Removed);
+        removals
+            .flat_map(|fault| fault.devices.iter().copied())
+            .collect()
+    }
 }

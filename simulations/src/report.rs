@@ -26,6 +26,16 @@ svg{width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:#333}.gr
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.15em .9em .15em 0;text-align:left;vertical-align:top}td.n,th.n{text-align:right}
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .35em 0 1em;border-radius:2px}.bad{color:#a40000}.good{color:#006b3f}code{background:#f3f3f3;padding:.1em .3em}";
 
+/// A dot on the line of a device, with words for who points at it.
+fn dot(signs: &mut String, x: u64, top: u64, colour: &str, what: &str, at: u64) {
+    let _ = write!(
+        signs,
+        "<circle cx={x} cy={} r=4 fill=\"{colour}\" stroke=\"#fff\"><title>{what} at {}</title></circle>",
+        top + 11,
+        time(at)
+    );
+}
+
 /// The page.
 pub fn page(name: &str, seed: u64, plan: &Plan, report: &Report, record: &Record) -> String {
     let mut page = String::new();
@@ -195,6 +205,23 @@ fn lane(page: &mut String, record: &Record, (place, name): (usize, &str), end: u
                 );
             }
             Mark::Parted(_) | Mark::Healed(_) => {}
+            Mark::Rots => dot(
+                &mut signs,
+                x,
+                top,
+                "#8c6d1f",
+                "a bit of its disk turned over",
+                *at,
+            ),
+            Mark::Harms(how) => dot(
+                &mut signs,
+                x,
+                top,
+                "#cc79a7",
+                &format!("did harm ({how})"),
+                *at,
+            ),
+            Mark::Removed => dot(&mut signs, x, top, "#000", "was removed from the mesh", *at),
         }
     }
     bar(since, end, away);

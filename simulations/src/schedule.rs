@@ -29,6 +29,7 @@ const DAY: u64 = 24 * 60;
 /// Has everything in a plan happen in its world.
 pub fn schedule(world: &mut World, plan: &Plan, seed: u64) {
     let mut rng = Rng::from_seed(derive("kith scenario 1", &seed.to_le_bytes()));
+    world.look_for_lag(plan.length);
     for work in &plan.works {
         for (number, at) in moments(&work.when, &mut rng).into_iter().enumerate() {
             let device = one(&work.devices, &mut rng);
@@ -44,6 +45,12 @@ pub fn schedule(world: &mut World, plan: &Plan, seed: u64) {
         }
         for at in moments(&fault.when, &mut rng) {
             go_wrong(world, plan, fault, at, &mut rng);
+        }
+    }
+    for harm in &plan.harms {
+        for at in moments(&harm.when, &mut rng) {
+            let device = one(&harm.devices, &mut rng);
+            world.at(at, Act::Harm(device, harm.harm));
         }
     }
     for (device, of) in plan.devices.iter().enumerate() {
@@ -186,6 +193,14 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
             let device = one(&fault.devices, rng);
             world.at(at, Act::Leave(device));
             world.at(ends, Act::Return(device));
+        }
+        Wrong::Removed => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Expel { by: 0, device });
+        }
+        Wrong::Rot => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Rot(device));
         }
         Wrong::Clock(jump) => {
             let device = one(&fault.devices, rng);

@@ -4,6 +4,7 @@
 
 use kith_object::key::{Rng, derive};
 
+use crate::plan::Harm;
 use crate::scenario::{self, Report, Scenario};
 use crate::schedule::choose;
 
@@ -22,6 +23,33 @@ fn some<'a>(from: &[&'a str], rng: &mut Rng) -> &'a str {
 
 fn whether(of: u64, rng: &mut Rng) -> bool {
     rng.below(of) == 0
+}
+
+/// One member means harm, and is removed half of the time, or another is.
+fn harms(minutes: u64, members: &[String], rng: &mut Rng) -> Vec<String> {
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    let hostile = some(&names, rng);
+    let kinds = Harm::ALL.map(|(name, _)| name);
+    let mut parts = Vec::new();
+    for _ in 0..=rng.below(3) {
+        let count = 1 + rng.below(6);
+        let what = some(&kinds, rng);
+        parts.push(format!(
+            "[[harm]]\nwhat = '{what}'\ndevices = ['{hostile}']\ncount = {count}\n"
+        ));
+    }
+    if whether(2, rng) {
+        let at = rng.below(minutes * 60);
+        parts.push(format!(
+            "[[fault]]\nwhat = 'removed'\ndevices = ['{hostile}']\nat = '{at}s'\n"
+        ));
+        let left = minutes * 60 - at;
+        parts.push(format!(
+            "[[harm]]\nwhat = 'intrude'\ndevices = ['{hostile}']\nbetween = ['{at}s', '{}s']\ncount = 4\n",
+            at + left
+        ));
+    }
+    parts
 }
 
 impl Draft {
@@ -56,6 +84,7 @@ impl Draft {
             }
         }
         let devices = 2 + rng.below(6);
+        let mut members = Vec::new();
         for device in 0..devices {
             head += &format!(
                 "[[device]]\nname = 'd{device}'\nsite = '{}'\n",
@@ -63,6 +92,8 @@ impl Draft {
             );
             if device == 0 || whether(3, rng) {
                 head += "admin = true\n";
+            } else {
+                members.push(format!("d{device}"));
             }
             match rng.below(6) {
                 0 => head += &format!("skew = '{}s'\n", rng.below(900)),
@@ -117,6 +148,14 @@ impl Draft {
                     at(rng)
                 ),
             });
+        }
+        // What came later to the swarm comes last: earlier seeds stay what they were.
+        if whether(2, rng) && devices >= 3 && !members.is_empty() {
+            parts.extend(harms(minutes, &members, rng));
+        }
+        if whether(6, rng) {
+            let count = 1 + rng.below(4);
+            parts.push(format!("[[fault]]\nwhat = 'rot'\ncount = {count}\n"));
         }
         Self { head, parts }
     }
@@ -189,6 +228,25 @@ mod tests {
                 "{:?}\nreplay: kith sim swarm --seed {seed} --runs 1",
                 report.failures
             );
+        }
+    }
+
+    #[test]
+    fn fifty_seeds_give_the_same_trace_twice_and_each_another() {
+        let mut hashes = std::collections::BTreeSet::new();
+        for seed in 5000.. {
+            let one = run(seed, true);
+            // Runs of hardly any events prove nothing.
+            if one.events < 1000 {
+                continue;
+            }
+            if hashes.len() == 50 {
+                break;
+            }
+            let same = run(seed, true);
+            assert!(one.trace_text == same.trace_text, "seed {seed}");
+            assert_eq!(one.trace_hash, same.trace_hash);
+            assert!(hashes.insert(one.trace_hash), "seed {seed}");
         }
     }
 

@@ -2,30 +2,28 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "World".
 
+mod laws;
+mod malice;
+mod objects;
 pub mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Command, Device, Effect, Input, Removal, Setup};
 use kith_crdt::names::{Change, TreePath};
-use kith_crdt::replica::SealState;
-use kith_object::chunk::{Chunker, Profile};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Secret};
-use kith_object::object::{ObjectLink, ObjectReader, ObjectWriter};
-use kith_object::pack::Class;
-use kith_object::seal::{Kind, Opener, Sealer};
-use kith_object::store::Verified;
 use kith_object::time::{Span, Time};
-use kith_object::tree::FileKind;
 use kith_protocol::exchange::Loaded;
 
+use self::laws::Laws;
+use self::malice::Malice;
+use self::objects::Fetch;
 use self::record::Mark;
 use crate::disk::{Disks, Storage};
 use crate::network::Network;
-use crate::plan::Plan;
+use crate::plan::{Harm, Plan};
 use crate::trace::Trace;
 
 /// Writing to the log and its fsync.
@@ -34,14 +32,16 @@ const SYNC: (u64, u64) = (1, 12);
 const READ: (u64, u64) = (0, 4);
 /// Looking something up in the DHT.
 const LOOKUP: (u64, u64) = (10, 400);
-/// Blocks a fetch asks for at once.
-const FETCH_WINDOW: usize = 32;
 /// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
 const EVENTS_PER_SECOND_MAX: u64 = 500;
 /// Inputs after each of which the machine's invariants are checked, which costs more than the input where much is under way; and how often from then on.
 const CHECKED_FIRST: u64 = 20_000;
 const CHECKED_EVERY: u64 = 31;
+/// Of wants and debts so many are looked through for each input that is checked; where there are more, fewer inputs are.
+const CHECK_CREDIT: usize = 64;
+/// How often it is looked whether entries lag, while things happen; once a minute at most.
+const LOOKS: u64 = 40;
 /// When every run begins, since 1970.
 const START: Time = Time(1_700_000_000_000);
 
@@ -76,6 +76,10 @@ enum Event {
     Wake { device: usize, life: u64 },
     /// The scenario does something.
     Act(Act),
+    /// Whoever reads loses interest.
+    GiveUp { device: usize, life: u64, read: u64 },
+    /// It is looked whether entries lag.
+    Look,
 }
 
 /// What a scenario does to the world.
@@ -113,6 +117,10 @@ pub enum Act {
     Leave(usize),
     /// It is back, unless something else keeps it away.
     Return(usize),
+    /// A bit of one of its packs turns over.
+    Rot(usize),
+    /// It harms others.
+    Harm(usize, Harm),
     /// Its clock jumps, by so many milliseconds.
     Jump {
         /// Which.
@@ -137,6 +145,28 @@ pub struct Slot {
     /// How much keeps it down, and how much keeps it away.
     down: u32,
     away: u32,
+    /// When it started last.
+    since: Time,
+    /// It means harm.
+    malice: Option<Malice>,
+    /// It was removed from the mesh, and the removal is durable.
+    expelled: bool,
+    /// Something on its disk has turned over.
+    rotten: bool,
+}
+
+impl Slot {
+    /// Whether it is held to the rules, and owed what they promise.
+    fn is_honest(&self) -> bool {
+        self.malice.is_none() && !self.expelled
+    }
+}
+
+/// A connection.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    number: u64,
+    since: Time,
 }
 
 /// How a device's clock differs from the world's.
@@ -175,14 +205,6 @@ pub struct Promise {
     pub content: [u8; 32],
 }
 
-struct Fetch {
-    reader: ObjectReader,
-    wanted: BTreeSet<Cid>,
-    requests: Vec<u64>,
-    got: blake3::Hasher,
-    content: [u8; 32],
-}
-
 /// Devices that may lose power just after an acknowledgement.
 #[derive(Debug)]
 struct Unlucky {
@@ -207,18 +229,24 @@ pub struct World {
     anti_entropy: bool,
     /// Groups that cannot reach each other, for each partition that stands.
     partitions: BTreeMap<u64, Vec<BTreeSet<usize>>>,
-    /// Connections by pair, with a number each.
-    connections: BTreeMap<(usize, usize), u64>,
+    /// Connections by pair.
+    connections: BTreeMap<(usize, usize), Link>,
     /// Who may lose power just after an acknowledgement.
     unlucky: Vec<Unlucky>,
     /// What lies between the devices.
     pub network: Network,
-    /// Entries that not all devices have yet: when the first had it, and who has.
-    spreading: BTreeMap<EntryId, (Time, BTreeSet<usize>)>,
+    /// Entries that not all honest devices have yet: when the first had it, and who has since when.
+    spreading: BTreeMap<EntryId, (Time, BTreeMap<usize, Time>)>,
+    /// How many honest devices there are.
+    everyone: usize,
+    laws: Laws,
+    /// Removals on their way to the disk: whom they remove, by the number of the command.
+    expelling: BTreeMap<u64, usize>,
     /// How long entries took from the first device to the last, milliseconds.
     pub delays: Vec<u64>,
     events: u64,
     inputs: u64,
+    check_credit: usize,
     messages: BTreeMap<u64, (usize, Bytes, BTreeSet<usize>)>,
     providers: BTreeMap<[u8; 32], BTreeSet<usize>>,
     promises: Vec<Promise>,
@@ -247,11 +275,17 @@ impl World {
             .enumerate()
             .map(|(place, keys)| (keys.id(), place))
             .collect();
+        let hostile = plan.hostile();
         let slots = keys
             .into_iter()
             .zip(&plan.devices)
-            .map(|(keys, of)| Slot {
+            .enumerate()
+            .map(|(place, (keys, of))| Slot {
                 keys,
+                since: START,
+                malice: hostile.contains(&place).then(Malice::default),
+                expelled: false,
+                rotten: false,
                 clock: Clock {
                     ahead: of.skew,
                     drift: of.drift,
@@ -281,9 +315,13 @@ impl World {
             unlucky: Vec::new(),
             network: Network::new(plan),
             spreading: BTreeMap::new(),
+            everyone: plan.devices.len() - hostile.len(),
+            laws: Laws::default(),
+            expelling: BTreeMap::new(),
             delays: Vec::new(),
             events: 0,
             inputs: 0,
+            check_credit: 0,
             messages: BTreeMap::new(),
             providers: BTreeMap::new(),
             promises: Vec::new(),
@@ -322,6 +360,16 @@ impl World {
     /// Has something done that long after the start of the run.
     pub fn at(&mut self, after: Span, act: Act) {
         self.push(START + after, Event::Act(act));
+    }
+
+    /// Has it looked so often in that time whether entries lag.
+    pub fn look_for_lag(&mut self, length: Span) {
+        let step = (length.0 / LOOKS).max(60_000);
+        let mut at = step;
+        while at <= length.0 {
+            self.push(START + Span(at), Event::Look);
+            at += step;
+        }
     }
 
     /// Has a partition stand from then until then.
@@ -373,7 +421,7 @@ impl World {
     /// Everything is up and connected from now on, whatever was to keep it from that.
     pub fn all_well(&mut self) {
         self.queue
-            .retain(|_, event| !matches!(event, Event::Act(_)));
+            .retain(|_, event| !matches!(event, Event::Act(_) | Event::Look));
         self.partitions.clear();
         self.unlucky.clear();
         for device in 0..self.slots.len() {
@@ -422,26 +470,30 @@ impl World {
             .filter_map(|(place, slot)| Some((place, &slot.running.as_ref()?.device)))
     }
 
+    /// The same without those that mean harm, and those that were removed.
+    pub fn honest(&self) -> impl Iterator<Item = (usize, &Device)> {
+        self.devices().filter(|(place, _)| self.is_honest(*place))
+    }
+
+    fn is_honest(&self, device: usize) -> bool {
+        self.slots.get(device).is_some_and(Slot::is_honest)
+    }
+
     /// What was acknowledged.
     pub fn promises(&self) -> &[Promise] {
         &self.promises
     }
 
+    /// What honest devices have acknowledged.
+    pub fn owed(&self) -> impl Iterator<Item = &Promise> {
+        let by = self.promises.iter().zip(&self.promised_by);
+        by.filter(|(_, by)| self.is_honest(**by))
+            .map(|(promise, _)| promise)
+    }
+
     /// Objects read back whole so far.
     pub fn read_back(&self) -> u64 {
         self.read_back
-    }
-
-    /// Has a device read every promised object, from its own disk or from others.
-    pub fn read_all(&mut self, device: usize) {
-        for promise in self.promises.clone() {
-            self.fetch(device, promise);
-        }
-    }
-
-    /// Reads under way.
-    pub fn reads_open(&self) -> usize {
-        self.slots.iter().map(|slot| slot.fetches.len()).sum()
     }
 
     fn push(&mut self, at: Time, event: Event) {
@@ -552,7 +604,8 @@ impl World {
                 channel,
                 bytes,
             } => {
-                if self.connections.get(&pair(from, to)) == Some(&connection) {
+                let link = self.connections.get(&pair(from, to));
+                if link.is_some_and(|link| link.number == connection) {
                     let peer = self.id(from);
                     self.input(
                         to,
@@ -580,11 +633,18 @@ impl World {
                     Input::Published {
                         from,
                         message: name,
-                        bytes,
+                        bytes: bytes.clone(),
                     },
                 );
+                self.keeps_what_comes(author, to, &bytes);
             }
             Event::Act(act) => self.act(act),
+            Event::GiveUp { device, life, read } => {
+                if self.life(device) == life {
+                    self.give_up(device, read);
+                }
+            }
+            Event::Look => self.nothing_lags(),
         }
     }
 
@@ -599,22 +659,31 @@ impl World {
         {
             return;
         }
-        // The allow-lists come first on both sides.
+        // The allow-lists come first on both sides; whoever means harm lets in everybody.
         let (a, b) = (self.id(one), self.id(other));
         let admits = |world: &Self, at: usize, whom: &DeviceId| {
-            world
-                .devices()
-                .any(|(place, device)| place == at && device.admits(whom))
+            let slot = world.slots.get(at);
+            let running = slot.and_then(|slot| slot.running.as_ref());
+            running.is_some_and(|running| running.device.admits(whom))
         };
-        if !admits(self, one, &b) || !admits(self, other, &a) {
+        let (one_admits, other_admits) = (admits(self, one, &b), admits(self, other, &a));
+        if !one_admits && !self.is_hostile(one) || !other_admits && !self.is_hostile(other) {
             return;
         }
         self.next += 1;
-        self.connections.insert(pair(one, other), self.next);
+        let link = Link {
+            number: self.next,
+            since: self.now,
+        };
+        self.connections.insert(pair(one, other), link);
         self.trace
             .note(self.now, one, format_args!("connects d{other}"));
-        self.input(one, Input::Connected(b));
-        self.input(other, Input::Connected(a));
+        if one_admits {
+            self.input(one, Input::Connected(b));
+        }
+        if other_admits {
+            self.input(other, Input::Connected(a));
+        }
     }
 
     fn disconnect(&mut self, one: usize, other: usize) {
@@ -667,6 +736,7 @@ impl World {
         }
         if let Some(slot) = self.slots.get_mut(device) {
             slot.life += 1;
+            slot.since = now;
             slot.running = Some(Running {
                 device: machine,
                 storage,
@@ -677,36 +747,6 @@ impl World {
         self.trace.note(now, device, format_args!("starts"));
         self.keeps_its_word(device);
         self.input(device, Input::Listening(vec![format!("sim/{device}")]));
-    }
-
-    /// A device that has just started has all that it acknowledged: names, entries and blocks.
-    fn keeps_its_word(&mut self, device: usize) {
-        let running = self
-            .slots
-            .get(device)
-            .and_then(|slot| slot.running.as_ref());
-        let Some(Running {
-            device: machine,
-            storage,
-            ..
-        }) = running
-        else {
-            return;
-        };
-        let own = self.promises.iter().zip(&self.promised_by);
-        let own = own.filter(|(_, by)| **by == device);
-        for (Promise { cid, .. }, _) in own {
-            let known = machine.tree().link_of(cid).is_some();
-            if known && storage.store.has(cid).unwrap_or(false) {
-                continue;
-            }
-            let what = if known { "its block" } else { "its entry" };
-            let failure = format!(
-                "d{device} has acknowledged {cid}, and is without {what} when it starts again"
-            );
-            self.failures.push(failure);
-            return;
-        }
     }
 
     /// Ends a device's run, by a power cut or in order.
@@ -766,7 +806,12 @@ impl World {
                     })
                 });
                 if let Some(promise) = promise {
-                    self.fetch(device, promise);
+                    let read = self.fetch(device, promise);
+                    // One in four reads is not waited for.
+                    if self.rng.below(4) == 0 {
+                        let life = self.life(device);
+                        self.after((0, 2000), Event::GiveUp { device, life, read });
+                    }
                 }
             }
             Act::Move { device, from, to } => {
@@ -797,8 +842,12 @@ impl World {
                     root: None,
                     force: true,
                 };
-                self.command(by, Command::Remove(removal), Vec::new());
+                if let Some(request) = self.command(by, Command::Remove(removal), Vec::new()) {
+                    self.expelling.insert(request, device);
+                }
             }
+            Act::Rot(device) => self.rot(device),
+            Act::Harm(device, harm) => self.harm(device, harm),
             Act::Partition(number, groups) => {
                 self.trace
                     .note(self.now, 0, format_args!("partition {groups:?}"));
@@ -850,82 +899,34 @@ impl World {
         }
     }
 
-    fn put(&mut self, device: usize, path: &str, content: Vec<u8>) {
-        let (now, local) = (self.now, self.clock(device));
-        let Some(running) = self.running(device) else {
-            return;
-        };
-        let replica = running.device.replica();
-        let (SealState::Ready(_), Some(secret)) = (
-            replica.seal_state(),
-            replica.dedup_secrets().into_iter().next(),
-        ) else {
-            self.trace
-                .note(now, device, format_args!("cannot put {path}"));
-            return;
-        };
-        let writer = ObjectWriter::new(
-            Arc::new(Sealer::new(&secret)),
-            Arc::new(Chunker::new(&secret, Profile::DEFAULT)),
-            Kind::Chunk,
-        );
-        let store = &running.storage.store;
-        let link = writer
-            .finish_with(&content, &mut |block| {
-                let verified = Verified::computed(block.cid, &block.bytes);
-                store
-                    .put_verified(Class::Bulk, verified)
-                    .map(|_| ())
-                    .map_err(std::io::Error::other)
-            })
-            .expect("a disk without faults takes blocks");
-        store.flush().expect("a disk without faults syncs");
-        let change = Change::File {
-            path: tree_path(path),
-            kind: FileKind::File,
-            link: link.clone(),
-            mtime_ms: local.0,
-            mode: 0o644,
-        };
-        let promise = Promise {
-            cid: link.cid(),
-            content: *blake3::hash(&content).as_bytes(),
-        };
-        self.trace.note(
-            now,
-            device,
-            format_args!("puts {path} as {}", promise.cid.short()),
-        );
-        self.command(
-            device,
-            change_command(vec![change], Some(secret)),
-            vec![promise],
-        );
-    }
-
-    fn command(&mut self, device: usize, command: Command, promises: Vec<Promise>) {
-        self.next += 1;
-        let request = self.next;
-        let Some(slot) = self
-            .slots
-            .get_mut(device)
-            .filter(|slot| slot.running.is_some())
-        else {
-            return;
-        };
-        slot.pending.insert(request, promises);
-        self.input(device, Input::Command { request, command });
-    }
-
     /// Feeds a machine and performs what it wants.
     fn input(&mut self, device: usize, input: Input) {
         let (now, local) = (self.now, self.clock(device));
         self.inputs += 1;
-        let checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(CHECKED_EVERY);
+        let mut checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(CHECKED_EVERY);
+        let mut credit = self.check_credit;
         let Some(running) = self.running(device) else {
             return;
         };
+        if checked {
+            let exchange = running.device.exchange();
+            let cost = exchange.serving_len() + exchange.wants_len();
+            credit += CHECK_CREDIT;
+            checked = credit >= cost;
+            credit = if checked {
+                (credit - cost).min(CHECK_CREDIT)
+            } else {
+                credit
+            };
+        }
         running.device.handle(local, input);
+        self.check_credit = credit;
+        if self.is_honest(device) {
+            self.laws.clock(local);
+        }
+        let Some(running) = self.running(device) else {
+            return;
+        };
         if checked {
             running.device.check_invariants();
         }
@@ -1003,11 +1004,7 @@ impl World {
                 }
             }
             Effect::Publish(bytes) => {
-                self.next += 1;
-                let message = self.next;
-                self.messages
-                    .insert(message, (device, bytes, BTreeSet::from([device])));
-                self.spread(device, message);
+                self.publish(device, device, bytes);
             }
             Effect::Verdict { message, accept } => {
                 if let (true, Ok(message)) =
@@ -1027,6 +1024,7 @@ impl World {
                     .expect("a disk without faults takes entries");
                 running.storage.offsets.insert(id, offset);
                 *appended = Some(number);
+                self.wrote(device, &entry);
                 self.took(device, id);
                 self.trace
                     .note(self.now, device, format_args!("takes {}", id.short()));
@@ -1037,10 +1035,7 @@ impl World {
                 };
                 let store = &running.storage.store;
                 let found = if block {
-                    store
-                        .get(&cid)
-                        .expect("a disk without faults reads")
-                        .map(Loaded::Block)
+                    running.storage.block(&cid).map(Loaded::Block)
                 } else {
                     store
                         .size(&cid)
@@ -1065,25 +1060,7 @@ impl World {
                 block,
                 ..
             } => self.got(device, &requests, cid, &block),
-            Effect::Held { requests, cid } => {
-                let Some(slot) = self.slots.get_mut(device) else {
-                    return;
-                };
-                let mut advanced = Vec::new();
-                for (number, fetch) in &mut slot.fetches {
-                    if fetch
-                        .requests
-                        .iter()
-                        .any(|request| requests.contains(request))
-                        && fetch.wanted.remove(&cid)
-                    {
-                        advanced.push(*number);
-                    }
-                }
-                for number in advanced {
-                    self.advance(device, number);
-                }
-            }
+            Effect::Held { requests, cid } => self.arrived(device, &requests, cid),
             Effect::Unavailable { .. }
             | Effect::Sought { .. }
             | Effect::KeepBook(_)
@@ -1110,8 +1087,12 @@ impl World {
                     return;
                 };
                 let promises = slot.pending.remove(&request).unwrap_or_default();
+                let expelled = self.expelling.remove(&request);
                 match outcome {
                     Ok(()) => {
+                        if let Some(expelled) = expelled {
+                            self.expelled(expelled);
+                        }
                         self.trace
                             .note(self.now, device, format_args!("acknowledges"));
                         self.promised_by
@@ -1132,9 +1113,27 @@ impl World {
         let Some(to) = self.by_id.get(&peer).copied() else {
             return;
         };
+        self.serves_no_stranger(from, to);
+        let Some(bytes) = self.tampered(from, channel, bytes.clone()) else {
+            // It says that it was sent, and it was not.
+            let (life, len) = (self.life(from), bytes.len());
+            let input = Input::Flushed { peer, channel, len };
+            let device = from;
+            let flushed = Event::Input {
+                device,
+                life,
+                input,
+            };
+            self.push(self.now, flushed);
+            return;
+        };
         let len = bytes.len();
         let mut written = self.now;
-        if let Some(connection) = self.connections.get(&pair(from, to)).copied() {
+        let connection = self
+            .connections
+            .get(&pair(from, to))
+            .map(|link| link.number);
+        if let Some(connection) = connection {
             let purpose = match channel {
                 Channel::Bitswap => "blocks",
                 Channel::Sync => "sync",
@@ -1170,167 +1169,83 @@ impl World {
 
     /// A device has an entry, which it may have had and lost before.
     fn took(&mut self, device: usize, entry: EntryId) {
-        let all = self.slots.len();
+        if !self.is_honest(device) {
+            return;
+        }
+        let all = self.everyone;
         let (since, who) = self
             .spreading
             .entry(entry)
-            .or_insert_with(|| (self.now, BTreeSet::new()));
-        who.insert(device);
+            .or_insert_with(|| (self.now, BTreeMap::new()));
+        who.entry(device).or_insert(self.now);
         if who.len() == all {
             self.delays.push(self.now.since(*since).as_ms());
             self.spreading.remove(&entry);
         }
     }
 
-    /// A device passes a gossip message to those it is connected with.
-    fn spread(&mut self, device: usize, message: u64) {
-        let Some((_, bytes, seen)) = self.messages.get(&message) else {
+    /// A device is not of the mesh any more.
+    fn expelled(&mut self, device: usize) {
+        if self.is_honest(device) {
+            self.everyone -= 1;
+        }
+        self.mark(device, Mark::Removed);
+        self.trace
+            .note(self.now, device, format_args!("is removed from the mesh"));
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.expelled = true;
+        }
+        let all = self.everyone;
+        let (now, delays) = (self.now, &mut self.delays);
+        self.spreading.retain(|_, (since, who)| {
+            who.remove(&device);
+            if who.len() == all {
+                delays.push(now.since(*since).as_ms());
+            }
+            who.len() < all && !who.is_empty()
+        });
+    }
+
+    /// A bit turns over among a device's packs.
+    fn rot(&mut self, device: usize) {
+        let Some(slot) = self.slots.get_mut(device) else {
             return;
         };
-        let len = bytes.len();
+        if let Some((file, bit)) = slot.disks.rot(&mut self.rng) {
+            slot.rotten = true;
+            self.mark(device, Mark::Rots);
+            self.trace.note(
+                self.now,
+                device,
+                format_args!("has bit {bit} of {file} turn over"),
+            );
+        }
+    }
+
+    /// A device passes a gossip message to those it is connected with.
+    fn spread(&mut self, device: usize, message: u64) {
+        let Some((_, _, seen)) = self.messages.get(&message) else {
+            return;
+        };
         let to: Vec<usize> = self
             .neighbours(device)
             .filter(|peer| !seen.contains(peer))
             .collect();
         for to in to {
-            let way = (device, to);
-            let (_, arrives) = self
-                .network
-                .send(self.now, way, len, "gossip", &mut self.rng);
-            self.push(arrives, Event::Gossip { to, message });
+            self.whisper(device, to, message);
         }
     }
 
-    fn fetch(&mut self, device: usize, promise: Promise) {
-        self.next += 1;
-        let number = self.next;
-        let now = self.now;
-        let Some(slot) = self.slots.get_mut(device) else {
+    /// A device passes a gossip message to another.
+    fn whisper(&mut self, device: usize, to: usize, message: u64) {
+        let Some((_, bytes, _)) = self.messages.get(&message) else {
             return;
         };
-        let Some(running) = &slot.running else { return };
-        let Some(link) = running.device.tree().link_of(&promise.cid) else {
-            self.failures.push(format!(
-                "d{device} does not know {}, which was acknowledged",
-                promise.cid
-            ));
-            return;
-        };
-        let opener = Opener::new(running.device.replica().dedup_secrets());
-        slot.fetches
-            .insert(number, new_fetch(link, opener, promise.content));
-        self.trace
-            .note(now, device, format_args!("reads {}", promise.cid.short()));
-        self.advance(device, number);
-    }
-
-    /// Feeds a read what is on disk, and asks for what is not.
-    fn advance(&mut self, device: usize, number: u64) {
-        let Some(slot) = self.slots.get_mut(device) else {
-            return;
-        };
-        let (Some(running), Some(fetch)) = (&slot.running, slot.fetches.get_mut(&number)) else {
-            return;
-        };
-        let mut missing = Vec::new();
-        loop {
-            while let Some(data) = fetch.reader.next() {
-                fetch.got.update(&data);
-            }
-            let mut fed = false;
-            for cid in fetch.reader.wanted(FETCH_WINDOW) {
-                if fetch.wanted.contains(&cid) {
-                    continue;
-                }
-                match running
-                    .storage
-                    .store
-                    .get(&cid)
-                    .expect("a disk without faults reads")
-                {
-                    Some(block) => {
-                        fetch
-                            .reader
-                            .feed_verified(&cid, &block)
-                            .expect("a stored block opens");
-                        fed = true;
-                    }
-                    None => {
-                        fetch.wanted.insert(cid);
-                        missing.push(cid);
-                    }
-                }
-            }
-            if !fed {
-                break;
-            }
-        }
-        if fetch.reader.done() {
-            let sound = *fetch.got.finalize().as_bytes() == fetch.content;
-            slot.fetches.remove(&number);
-            if sound {
-                self.read_back += 1;
-            } else {
-                self.failures
-                    .push(format!("d{device} read other bytes than were put"));
-            }
-        } else if !missing.is_empty() {
-            self.next += 1;
-            let request = self.next;
-            if let Some(fetch) = self
-                .slots
-                .get_mut(device)
-                .and_then(|slot| slot.fetches.get_mut(&number))
-            {
-                fetch.requests.push(request);
-            }
-            self.input(
-                device,
-                Input::Fetch {
-                    request,
-                    cids: missing,
-                },
-            );
-        }
-    }
-
-    fn got(&mut self, device: usize, requests: &[u64], cid: Cid, block: &Bytes) {
-        let Some(slot) = self.slots.get_mut(device) else {
-            return;
-        };
-        let Some(running) = &slot.running else { return };
-        let verified =
-            Verified::check(&cid, block).expect("the exchange hands over what it verified");
-        running
-            .storage
-            .store
-            .put_verified(Class::Bulk, verified)
-            .expect("a disk without faults takes blocks");
-        let mut advanced = Vec::new();
-        for (number, fetch) in &mut slot.fetches {
-            if fetch
-                .requests
-                .iter()
-                .any(|request| requests.contains(request))
-                && fetch.wanted.remove(&cid)
-            {
-                advanced.push(*number);
-            }
-        }
-        self.later((0, 0), device, Input::Stored(vec![cid]));
-        for number in advanced {
-            self.advance(device, number);
-        }
-    }
-}
-
-fn new_fetch(link: ObjectLink, opener: Opener, content: [u8; 32]) -> Fetch {
-    Fetch {
-        reader: ObjectReader::new(link, opener),
-        wanted: BTreeSet::new(),
-        requests: Vec::new(),
-        got: blake3::Hasher::new(),
-        content,
+        let way = (device, to);
+        let (_, arrives) = self
+            .network
+            .send(self.now, way, bytes.len(), "gossip", &mut self.rng);
+        self.push(arrives, Event::Gossip { to, message });
     }
 }
 

@@ -8,7 +8,7 @@ use kith_object::time::Time;
 use zeroize::Zeroizing;
 
 use super::mint::{Minted, open_part};
-use super::seal::recipients;
+use super::seal::{KEEPS_OUT, recipients};
 use super::slot::Signer;
 use super::{NotReady, Replica};
 use crate::access::bits::Bits;
@@ -401,8 +401,8 @@ impl Replica {
                 envelopes,
             } = self.minted(
                 &slot.past,
-                &recipients(&self.access, Some(&device)),
-                Some(&device),
+                &recipients(&self.access, Some(&device).filter(|_| KEEPS_OUT)),
+                Some(&device).filter(|_| KEEPS_OUT),
                 rng,
             )?;
             Some(Opened {

@@ -77,7 +77,7 @@ impl Hlc {
 
     /// What remains of `self` after seeing `other`: the later of both, unless `other` is too far ahead of `now`.
     pub fn seeing(self, other: Hlc, now: Time) -> Self {
-        if other.time() > now + HLC_AHEAD_MAX {
+        if other.time() > now + HLC_AHEAD_MAX && !cfg!(planted = "follow-a-liar") {
             self
         } else {
             self.max(other)

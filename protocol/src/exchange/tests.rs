@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use kith_object::id::Cid;
-use kith_object::time::Time;
+use kith_object::time::{Span, Time};
 use proptest::prelude::*;
 
 use super::message::{Block, Entry, EntryKind, Message, Prefix, Presence};
@@ -651,6 +651,15 @@ fn block_of_other_bytes_than_asked_for_ends_the_connection() {
             .hear(network::index(&peer), &delivery(&cid, b"a"))
             .is_empty()
     );
+    // It comes back at once, and is asked again when some seconds have passed, not before: else the two would never come to rest.
+    bench.feed(Input::PeerUp(peer));
+    let other = device(1 - network::index(&peer));
+    assert!(sent(&bench.feed(Input::PeerDown(other))).is_empty());
+    let until = bench.exchange.next_wakeup().unwrap();
+    assert!(until.since(bench.now) <= Span::from_secs(5));
+    bench.now = bench.now + Span::from_secs(5);
+    let again = sent(&bench.feed(Input::Wake));
+    assert_eq!(again[0].entries[0].cid, cid);
 }
 
 #[test]
@@ -1093,7 +1102,7 @@ proptest! {
                     Input::Flushed { peer, len }
                 }
                 Step::Pass(ms) => {
-                    now = now + kith_object::time::Span(u64::from(ms));
+                    now = now + Span(u64::from(ms));
                     Input::Wake
                 }
             };

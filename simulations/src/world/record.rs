@@ -30,6 +30,12 @@ pub enum Mark {
     Returns,
     /// Its clock jumped, milliseconds.
     Jumps(i64),
+    /// A bit on its disk turned over.
+    Rots,
+    /// It did harm.
+    Harms(&'static str),
+    /// It was removed from the mesh.
+    Removed,
     /// The partition of that number begins.
     Parted(u64),
     /// It is over.
