@@ -56,6 +56,7 @@ struct File {
     settle: Spanned<Length>,
     #[serde(default = "five_minutes")]
     read: Spanned<Length>,
+    gossip_loss: Option<Spanned<Share>>,
     #[serde(default)]
     between: Way,
     #[serde(default)]
@@ -198,6 +199,12 @@ impl Reading {
     fn plan(mut self, name: &str, file: File) -> Result<Plan, Bad> {
         self.length = within(&file.duration, "duration", SECOND, LENGTH_MAX)?;
         let path = way(&file.between.latency, &file.between.loss, (1, 40))?;
+        let gossip_lost = match &file.gossip_loss {
+            Some(loss) if loss.get_ref().0 > LOSS_MAX => {
+                return bad(loss, "nothing spreads where more than half is lost");
+            }
+            loss => loss.as_ref().map_or(0, |loss| loss.get_ref().0),
+        };
         let mut sites = Vec::new();
         for site in &file.site {
             let known = self.sites.insert(site.name.get_ref().clone(), sites.len());
@@ -273,6 +280,7 @@ impl Reading {
             sites,
             paths: paths.into_iter().collect(),
             path,
+            gossip_lost,
             devices,
             works,
             faults,

@@ -3,8 +3,10 @@
 //! Spec: `protocol/spec/simulation.md`, "World".
 
 pub mod check;
+pub mod dht;
 pub mod disk;
 pub mod file;
+pub mod gossip;
 pub mod network;
 pub mod plan;
 pub mod report;

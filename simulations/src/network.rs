@@ -99,11 +99,7 @@ impl Network {
         let packets = len.div_ceil(PACKET_BYTES).max(1);
         let bytes = len + HEAD_BYTES + packets * 40;
         self.messages += 1;
-        for (counts, device) in [(&mut self.sent, from), (&mut self.got, to)] {
-            if let Some(counts) = counts.get_mut(device) {
-                *counts.entry(purpose).or_default() += bytes;
-            }
-        }
+        self.count((from, to), bytes, purpose);
         let latency = self.latency(from, to, rng);
         let begin = now.0 * 1000;
         let mut written = begin;
@@ -154,6 +150,15 @@ impl Network {
             *late = arrives.max(*late);
         }
         (Time(written.div_ceil(1000)), arrives)
+    }
+
+    /// Counts bytes that went from one device to another.
+    pub fn count(&mut self, (from, to): (usize, usize), bytes: u64, purpose: &'static str) {
+        for (counts, device) in [(&mut self.sent, from), (&mut self.got, to)] {
+            if let Some(counts) = counts.get_mut(device) {
+                *counts.entry(purpose).or_default() += bytes;
+            }
+        }
     }
 
     /// When all has arrived between these two that took long; long ago if nothing did.

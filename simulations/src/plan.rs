@@ -25,6 +25,8 @@ pub struct Plan {
     pub paths: Vec<((usize, usize), Path)>,
     /// Between sites of which nothing else is said.
     pub path: Path,
+    /// Gossip messages that come to nothing between two neighbours, of a million.
+    pub gossip_lost: u64,
     /// The devices.
     pub devices: Vec<DevicePlan>,
     /// What people do.

@@ -64,6 +64,7 @@ pub fn page(name: &str, seed: u64, plan: &Plan, report: &Report, record: &Record
     copies(&mut page, record, end);
     spreading(&mut page, record, end);
     delays(&mut page, report);
+    hops(&mut page, report);
     traffic(&mut page, report);
     traffic_over_time(&mut page, record, end);
     stored(&mut page, plan, record, end);
@@ -304,33 +305,73 @@ fn delays(page: &mut String, report: &Report) {
         "How long entries took",
         "From the first device that had an entry to the last; each bar is twice the time of the one before.",
     );
-    let bars = buckets(&report.delays_ms);
+    let bars: Vec<Bar> = buckets(&report.delays_ms)
+        .into_iter()
+        .map(|(upto, count)| Bar {
+            label: whole_time(upto),
+            says: format!("{count} in less than {}", time(upto)),
+            count,
+        })
+        .collect();
     if bars.is_empty() {
         page.push_str("<p>None reached all devices.</p>\n");
-        return;
     }
-    let most = bars
-        .iter()
-        .map(|(_, count)| *count)
-        .max()
-        .unwrap_or(1)
-        .max(1);
+    bar_plot(page, &bars);
+}
+
+fn hops(page: &mut String, report: &Report) {
+    heading(
+        page,
+        "Hops of lookups in the DHT",
+        "How many devices were asked one after the other until the one closest to the key was known.",
+    );
+    if report.lookups.is_empty() {
+        page.push_str("<p>Nobody looked anything up.</p>\n");
+    }
+    let most = report.lookups.iter().map(|(hops, _)| *hops).max();
+    let bars: Vec<Bar> = (0..=most.unwrap_or(0))
+        .filter(|_| most.is_some())
+        .map(|hops| {
+            let count = report.lookups.iter().filter(|(of, _)| *of == hops).count();
+            Bar {
+                label: hops.to_string(),
+                says: format!("{count} with {hops}"),
+                count: count as u64,
+            }
+        })
+        .collect();
+    bar_plot(page, &bars);
+}
+
+/// A column of a plot.
+struct Bar {
+    label: String,
+    /// For who points at it.
+    says: String,
+    count: u64,
+}
+
+fn bar_plot(page: &mut String, bars: &[Bar]) {
+    let Some(most) = bars.iter().map(|bar| bar.count).max() else {
+        return;
+    };
+    let most = most.max(1);
     begin(page, HIGH);
     scale(page, most, |count| count.to_string());
-    let wide = WIDE / bars.len() as u64;
+    let wide = WIDE / bars.len().max(12) as u64;
     // Labels that have room.
     let every = bars.len().div_ceil(14);
-    for (place, (upto, count)) in bars.iter().enumerate() {
+    for (place, bar) in bars.iter().enumerate() {
         let x = LEFT + wide * place as u64;
-        let high = HIGH * count / most;
+        let high = HIGH * bar.count / most;
         let _ = write!(
             page,
-            "<rect x={} y={} width={} height={high} fill=\"{}\"><title>{count} in less than {}</title></rect>",
+            "<rect x={} y={} width={} height={high} fill=\"{}\"><title>{}</title></rect>",
             x + 2,
             HIGH - high,
             wide.saturating_sub(4).max(1),
             colour(0),
-            time(*upto)
+            bar.says
         );
         if place % every == 0 {
             let _ = write!(
@@ -338,7 +379,7 @@ fn delays(page: &mut String, report: &Report) {
                 "<text x={} y={} text-anchor=middle>{}</text>",
                 x + wide / 2,
                 HIGH + 16,
-                whole_time(*upto)
+                bar.label
             );
         }
     }
@@ -768,6 +809,7 @@ mod tests {
         let page = page("<storm>", 3, found.plan(), &report, &record);
         assert!(page.contains("<h1>&lt;storm&gt;</h1>") && page.contains("all checks held"));
         assert!(page.contains("lost its power at"));
+        assert!(page.contains("Hops of lookups") && !report.lookups.is_empty());
         for outside in ["http:", "https:", "src=", "href=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }

@@ -40,6 +40,8 @@ pub struct Report {
     pub read_back: u64,
     /// How long entries took from the first device that had them to the last, milliseconds, sorted.
     pub delays_ms: Vec<u64>,
+    /// How many hops each lookup in the DHT took, and how many devices were asked in it.
+    pub lookups: Vec<(u32, u32)>,
     /// Messages between devices.
     pub messages: u64,
     /// Packets sent again.
@@ -201,6 +203,7 @@ impl Scenario {
             promises: world.promises().len(),
             read_back: world.read_back(),
             delays_ms,
+            lookups: world.lookups().to_vec(),
             messages: network.messages,
             lost_packets: network.lost,
             devices: devices.collect(),

@@ -157,6 +157,10 @@ impl Draft {
             let count = 1 + rng.below(4);
             parts.push(format!("[[fault]]\nwhat = 'rot'\ncount = {count}\n"));
         }
+        if whether(3, rng) {
+            let loss = 1 + rng.below(25);
+            head = head.replacen('\n', &format!("\ngossip-loss = '{loss}%'\n"), 1);
+        }
         Self { head, parts }
     }
 

@@ -3,13 +3,15 @@
 //! Spec: `protocol/spec/simulation.md`, "World".
 
 mod laws;
+mod lookups;
 mod malice;
 mod objects;
 pub mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use kith_core::book::Book;
 use kith_core::device::{Channel, Command, Device, Effect, Input, Removal, Setup};
 use kith_crdt::names::{Change, TreePath};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
@@ -18,10 +20,12 @@ use kith_object::time::{Span, Time};
 use kith_protocol::exchange::Loaded;
 
 use self::laws::Laws;
+use self::lookups::Dht;
 use self::malice::Malice;
 use self::objects::Fetch;
 use self::record::Mark;
 use crate::disk::{Disks, Storage};
+use crate::gossip::Overlay;
 use crate::network::Network;
 use crate::plan::{Harm, Plan};
 use crate::trace::Trace;
@@ -30,8 +34,6 @@ use crate::trace::Trace;
 const SYNC: (u64, u64) = (1, 12);
 /// Reading from a disk.
 const READ: (u64, u64) = (0, 4);
-/// Looking something up in the DHT.
-const LOOKUP: (u64, u64) = (10, 400);
 /// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
 const EVENTS_PER_SECOND_MAX: u64 = 500;
@@ -40,6 +42,15 @@ const CHECKED_FIRST: u64 = 20_000;
 const CHECKED_EVERY: u64 = 31;
 /// Of wants and debts so many are looked through for each input that is checked; where there are more, fewer inputs are.
 const CHECK_CREDIT: usize = 64;
+/// Connections that a device dials by itself, and that it has in all: as the node has it unless told otherwise.
+const DIALS: usize = 33;
+const CONNECTIONS: usize = 50;
+/// Heartbeats of gossip come each second; a message waits for the next.
+const HEARTBEAT: (u64, u64) = (0, 1000);
+/// Bytes of a message's name on the way.
+const IHAVE: u64 = 70;
+/// So long a message of gossip is remembered.
+const REMEMBERED: Span = Span::from_secs(120);
 /// How often it is looked whether entries lag, while things happen; once a minute at most.
 const LOOKS: u64 = 40;
 /// When every run begins, since 1970.
@@ -71,7 +82,13 @@ enum Event {
     /// A dial comes about, if the two can reach each other.
     Dialled { from: usize, to: usize },
     /// A gossip message reaches a device from a neighbour.
-    Gossip { to: usize, message: u64 },
+    Gossip {
+        from: usize,
+        to: usize,
+        message: u64,
+    },
+    /// A device tells some of those outside its mesh what it has got.
+    Lazily { device: usize, message: u64 },
     /// A device is to look at the time.
     Wake { device: usize, life: u64 },
     /// The scenario does something.
@@ -162,6 +179,14 @@ impl Slot {
     }
 }
 
+/// Something published.
+struct Rumour {
+    author: usize,
+    bytes: Bytes,
+    /// Who has it, and from whom.
+    seen: BTreeMap<usize, usize>,
+}
+
 /// A connection.
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -224,6 +249,8 @@ pub struct World {
     next: u64,
     slots: Vec<Slot>,
     by_id: BTreeMap<DeviceId, usize>,
+    /// Where everyone is, as devices keep it.
+    book: Bytes,
     space: SpaceId,
     spread_entries: bool,
     anti_entropy: bool,
@@ -233,6 +260,8 @@ pub struct World {
     connections: BTreeMap<(usize, usize), Link>,
     /// Who may lose power just after an acknowledgement.
     unlucky: Vec<Unlucky>,
+    /// Gossip messages that come to nothing between two neighbours, of a million.
+    gossip_lost: u64,
     /// What lies between the devices.
     pub network: Network,
     /// Entries that not all honest devices have yet: when the first had it, and who has since when.
@@ -247,8 +276,12 @@ pub struct World {
     events: u64,
     inputs: u64,
     check_credit: usize,
-    messages: BTreeMap<u64, (usize, Bytes, BTreeSet<usize>)>,
-    providers: BTreeMap<[u8; 32], BTreeSet<usize>>,
+    /// What was published lately, oldest first.
+    messages: BTreeMap<u64, Rumour>,
+    /// When each of them was, to forget it in time.
+    published: VecDeque<(Time, u64)>,
+    overlay: Overlay,
+    dht: Dht,
     promises: Vec<Promise>,
     /// Which device acknowledged each of them.
     promised_by: Vec<usize>,
@@ -275,6 +308,13 @@ impl World {
             .enumerate()
             .map(|(place, keys)| (keys.id(), place))
             .collect();
+        let ids: Vec<DeviceId> = keys.iter().map(DeviceKeys::id).collect();
+        let dht = Dht::new(&ids);
+        let mut book = Book::default();
+        for (place, id) in ids.iter().enumerate() {
+            book.learn(START, *id, &[format!("sim/{place}")], true);
+        }
+        let book = book.encode(&DeviceId::default(), &[]);
         let hostile = plan.hostile();
         let slots = keys
             .into_iter()
@@ -307,6 +347,7 @@ impl World {
             next: 0,
             slots,
             by_id,
+            book,
             space,
             spread_entries: plan.spread_entries,
             anti_entropy: plan.anti_entropy,
@@ -323,7 +364,10 @@ impl World {
             inputs: 0,
             check_credit: 0,
             messages: BTreeMap::new(),
-            providers: BTreeMap::new(),
+            published: VecDeque::new(),
+            overlay: Overlay::new(plan.devices.len()),
+            gossip_lost: plan.gossip_lost,
+            dht,
             promises: Vec::new(),
             promised_by: Vec::new(),
             read_back: 0,
@@ -535,14 +579,7 @@ impl World {
 
     /// Devices that this one is connected with.
     fn neighbours(&self, device: usize) -> impl Iterator<Item = usize> {
-        let pairs = self.connections.keys();
-        pairs.filter_map(move |(one, other)| {
-            if *one == device {
-                Some(*other)
-            } else {
-                (*other == device).then_some(*one)
-            }
-        })
+        self.overlay.links(device)
     }
 
     /// What a device's clock says.
@@ -618,20 +655,32 @@ impl World {
                 }
             }
             Event::Dialled { from, to } => self.connect(from, to),
-            Event::Gossip { to, message } => {
-                let Some((author, bytes, seen)) = self.messages.get_mut(&message) else {
+            Event::Lazily { device, message } => self.tell_lazily(device, message),
+            Event::Gossip { from, to, message } => {
+                let Some(Rumour {
+                    author,
+                    bytes,
+                    seen,
+                }) = self.messages.get_mut(&message)
+                else {
                     return;
                 };
-                if !seen.insert(to) {
+                // One that was cut off meanwhile does not hear it.
+                let runs = self
+                    .slots
+                    .get(to)
+                    .is_some_and(|slot| slot.running.is_some());
+                if !runs || seen.contains_key(&to) {
                     return;
                 }
+                seen.insert(to, from);
                 let (author, bytes) = (*author, bytes.clone());
-                let from = self.id(author);
+                let signer = self.id(author);
                 let name = Bytes::copy_from_slice(&message.to_le_bytes());
                 self.input(
                     to,
                     Input::Published {
-                        from,
+                        from: signer,
                         message: name,
                         bytes: bytes.clone(),
                     },
@@ -659,6 +708,10 @@ impl World {
         {
             return;
         }
+        let full = |device: usize| self.overlay.links(device).count() >= CONNECTIONS;
+        if full(one) || full(other) {
+            return;
+        }
         // The allow-lists come first on both sides; whoever means harm lets in everybody.
         let (a, b) = (self.id(one), self.id(other));
         let admits = |world: &Self, at: usize, whom: &DeviceId| {
@@ -676,6 +729,8 @@ impl World {
             since: self.now,
         };
         self.connections.insert(pair(one, other), link);
+        self.overlay.connect(one, other);
+        self.dht.tables.meet(one, other);
         self.trace
             .note(self.now, one, format_args!("connects d{other}"));
         if one_admits {
@@ -691,6 +746,7 @@ impl World {
             return;
         }
         self.network.cut(one, other);
+        self.overlay.disconnect(one, other, &mut self.rng);
         self.trace
             .note(self.now, one, format_args!("disconnects d{other}"));
         let (a, b) = (self.id(one), self.id(other));
@@ -715,25 +771,12 @@ impl World {
             seed: slot.seed.bytes(),
             spread_entries,
             unsettled: false,
-            connections: 1024,
+            connections: DIALS,
             anti_entropy,
         };
         let mut machine = Device::open(local, setup, &entries);
         // Everyone knows where everyone is; how that is learnt is not what these runs are about.
-        let book: Vec<(DeviceId, String)> = self
-            .by_id
-            .iter()
-            .map(|(id, place)| (*id, format!("sim/{place}")))
-            .collect();
-        for (id, addr) in book {
-            machine.handle(
-                local,
-                Input::Addresses {
-                    device: id,
-                    addrs: vec![addr],
-                },
-            );
-        }
+        machine.recall(&self.book);
         if let Some(slot) = self.slots.get_mut(device) {
             slot.life += 1;
             slot.since = now;
@@ -780,7 +823,8 @@ impl World {
         };
         self.mark(device, mark);
         self.trace.note(self.now, device, format_args!("{how}"));
-        for peer in 0..self.slots.len() {
+        let peers: Vec<usize> = self.neighbours(device).collect();
+        for peer in peers {
             self.disconnect(device, peer);
         }
     }
@@ -1064,24 +1108,12 @@ impl World {
             Effect::Unavailable { .. }
             | Effect::Sought { .. }
             | Effect::KeepBook(_)
-            | Effect::PutRecord { .. }
-            | Effect::KeepRecord { .. }
-            | Effect::FindRecord(_)
             | Effect::Settled => {}
-            Effect::Provide(key) => {
-                self.providers.entry(key).or_default().insert(device);
-            }
-            Effect::FindProviders(key) => {
-                let found: Vec<DeviceId> = self
-                    .providers
-                    .get(&key)
-                    .into_iter()
-                    .flatten()
-                    .filter(|place| self.reach(device, **place))
-                    .map(|place| self.id(*place))
-                    .collect();
-                self.later(LOOKUP, device, Input::Providers(found));
-            }
+            Effect::Provide(key) => self.provide(device, key),
+            Effect::FindProviders(key) => self.find_providers(device, key),
+            Effect::PutRecord { key, record } => self.put_record(device, key, &record),
+            Effect::KeepRecord { key, record } => self.dht.keep(device, key, record),
+            Effect::FindRecord(key) => self.find_record(device, key),
             Effect::Done { request, outcome } => {
                 let Some(slot) = self.slots.get_mut(device) else {
                     return;
@@ -1222,30 +1254,53 @@ impl World {
         }
     }
 
-    /// A device passes a gossip message to those it is connected with.
+    /// A device passes a gossip message on: its own to all, those of others to its mesh.
     fn spread(&mut self, device: usize, message: u64) {
-        let Some((_, _, seen)) = self.messages.get(&message) else {
+        let Some(Rumour { author, seen, .. }) = self.messages.get(&message) else {
             return;
         };
-        let to: Vec<usize> = self
-            .neighbours(device)
-            .filter(|peer| !seen.contains(peer))
-            .collect();
+        let (author, before) = (*author, seen.get(&device).copied());
+        let to: Vec<usize> = if author == device {
+            self.overlay.links(device).collect()
+        } else {
+            let mesh = self.overlay.mesh(device);
+            mesh.filter(|to| *to != author && Some(*to) != before)
+                .collect()
+        };
         for to in to {
             self.whisper(device, to, message);
+        }
+        if self.overlay.has_others(device) {
+            self.after(HEARTBEAT, Event::Lazily { device, message });
+        }
+    }
+
+    /// Those outside its mesh that lack a message hear of it, ask for it, and get it.
+    fn tell_lazily(&mut self, device: usize, message: u64) {
+        for to in self.overlay.lazily(device, &mut self.rng) {
+            let rumour = self.messages.get(&message);
+            let has = rumour.is_none_or(|rumour| rumour.seen.contains_key(&to));
+            self.network.count((device, to), IHAVE, "gossip");
+            if !has {
+                self.network.count((to, device), IHAVE, "gossip");
+                self.whisper(device, to, message);
+            }
         }
     }
 
     /// A device passes a gossip message to another.
     fn whisper(&mut self, device: usize, to: usize, message: u64) {
-        let Some((_, bytes, _)) = self.messages.get(&message) else {
+        let Some(Rumour { bytes, .. }) = self.messages.get(&message) else {
             return;
         };
         let way = (device, to);
         let (_, arrives) = self
             .network
             .send(self.now, way, bytes.len(), "gossip", &mut self.rng);
-        self.push(arrives, Event::Gossip { to, message });
+        if self.gossip_lost == 0 || self.rng.below(1_000_000) >= self.gossip_lost {
+            let from = device;
+            self.push(arrives, Event::Gossip { from, to, message });
+        }
     }
 }
 

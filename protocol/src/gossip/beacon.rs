@@ -5,7 +5,8 @@
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 
-/// How long changes are gathered before the root is told; the second half is random.
+/// How long changes are gathered before the root is told; the second half is random, and longer where there are many devices: those
+/// who speak first have then been heard by the others, who need not say the same.
 const GATHER: Span = Span::from_ms(500);
 /// Least time between two tellings of one device.
 const SPACING_MIN: Span = Span::from_secs(1);
@@ -47,7 +48,8 @@ impl Beacon {
         }
         self.interval = Span(0);
         let half = GATHER.as_ms() / 2;
-        let soon = now + Span(half + rng.below(half));
+        let crowd = SPACING_STEP.as_ms() * u64::try_from(devices).unwrap_or(u64::MAX).min(10_000);
+        let soon = now + Span(half + rng.below(half.max(crowd)));
         let spaced = self.last.map_or(soon, |last| last + spacing(devices));
         let at = soon.max(spaced);
         self.due = Some(self.due.map_or(at, |due| due.min(at)));

@@ -18,7 +18,7 @@ use kith_protocol::gossip::message::Message;
 use kith_protocol::gossip::{Key, SPREAD_BYTES_MAX};
 
 use super::record::Mark;
-use super::{Event, World, pair};
+use super::{Event, REMEMBERED as KEPT, Rumour, World, pair};
 use crate::plan::Harm;
 
 /// What entries are signed under.
@@ -234,8 +234,20 @@ impl World {
 
     fn note_message(&mut self, device: usize, author: usize, bytes: Bytes) -> u64 {
         self.next += 1;
-        let seen = [device, author].into();
-        self.messages.insert(self.next, (author, bytes, seen));
+        let seen = [(author, author), (device, author)].into();
+        let rumour = Rumour {
+            author,
+            bytes,
+            seen,
+        };
+        self.messages.insert(self.next, rumour);
+        self.published.push_back((self.now, self.next));
+        while let Some((at, old)) = self.published.front().copied()
+            && at + KEPT < self.now
+        {
+            self.published.pop_front();
+            self.messages.remove(&old);
+        }
         self.next
     }
 
