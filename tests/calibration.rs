@@ -1,6 +1,14 @@
 //! The simulator's models of gossip and of the DHT beside real swarms: libp2p's own code, many nodes in one process, memory for a wire.
 //!
-//! `KITH_LARGE=1` takes 200 nodes instead of 60.
+//! `KITH_LARGE=1` takes 50, 100 and 200 nodes instead of 60.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -70,8 +78,8 @@ struct Both {
 
 /// Others that each node dials.
 const DIALS: usize = 8;
-const LOOKUPS: usize = 60;
-const MESSAGES: usize = 40;
+const LOOKUPS: usize = 40;
+const MESSAGES: usize = 25;
 /// Bytes of messages; of longer ones gossipsub warns its neighbours, which then do not send them.
 const SHORT: usize = 50;
 const LONG: usize = 800;
@@ -270,7 +278,7 @@ impl Mesh {
         .await;
         // What comes of that is over when hardly anything is written any more.
         let mut before = WRITTEN.load(Ordering::Relaxed);
-        for _ in 0..30 {
+        for _ in 0..8 {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let now = WRITTEN.load(Ordering::Relaxed);
             if now - before < nodes as u64 * 4000 {

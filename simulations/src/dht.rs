@@ -203,7 +203,7 @@ mod tests {
         let mut tables = Tables::new(&ids);
         for one in 0..devices {
             for _ in 0..met {
-                let other = rng.below(devices as u64) as usize;
+                let other = usize::try_from(rng.below(devices as u64)).unwrap();
                 tables.meet(one, other);
             }
         }

@@ -193,23 +193,26 @@ mod tests {
         let mut many = Overlay::new(300);
         for one in 0..300usize {
             for _ in 0..15 {
-                let other = rng.below(300) as usize;
+                let other = usize::try_from(rng.below(300)).unwrap();
                 if other != one {
                     many.connect(one, other);
                 }
             }
         }
-        for _ in 0..2000 {
-            let one = rng.below(300) as usize;
+        let (hops, sent) = many.wave(7, &mut rng);
+        assert!(hops.iter().all(Option::is_some));
+        assert!(sent > 1000 && sent < 300 * 13, "{sent}");
+        for _ in 0..500 {
+            let one = usize::try_from(rng.below(300)).unwrap();
             let other = many.links(one).next();
             if let Some(other) = other {
                 many.disconnect(one, other, &mut rng);
             }
             many.check_invariants();
         }
-        let (hops, sent) = many.wave(7, &mut rng);
+        // Whoever lost neighbours has others.
+        let (hops, _) = many.wave(7, &mut rng);
         assert!(hops.iter().filter(|hop| hop.is_some()).count() > 290);
-        assert!(sent > 1000 && sent < 300 * 13, "{sent}");
         assert!(many.lazily(7, &mut rng).iter().all(|to| *to != 7));
     }
 }
