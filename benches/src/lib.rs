@@ -11,6 +11,7 @@ pub mod kubo;
 pub mod packs;
 pub mod program;
 pub mod restic;
+pub mod simulate;
 pub mod small;
 pub mod sparse;
 pub mod store;

@@ -14,12 +14,12 @@ mod seal;
 mod slot;
 
 pub use author::AuthorError;
-pub use seal::{NotReady, SealState};
+pub use seal::{NotReady, Resealed, SealState};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kith_object::id::{DeviceId, EntryId, EpochId, SpaceId};
-use kith_object::key::{AgreeKey, AgreeSecret, DeviceKeys, Secret};
+use kith_object::key::{AgreeSecret, DeviceKeys, Secret};
 use kith_object::time::Hlc;
 
 use crate::access::bits::Bits;
@@ -215,8 +215,7 @@ pub struct Replica {
     verdict: Verdict,
     access: Access,
     sealing: SealState,
-    /// What envelopes must hold, as far as that was ever asked: hashes of their sealed bytes.
-    resealed: BTreeMap<(EpochId, AgreeKey, KeyPart), [u8; 32]>,
+    resealed: Resealed,
     /// Epochs that entries which count are sealed under, and how many.
     used: BTreeMap<EpochId, usize>,
     used_changed: bool,
@@ -287,7 +286,7 @@ impl Replica {
             verdict: Verdict::default(),
             access: Access::default(),
             sealing: SealState::NeedsEpoch(NotReady::NoEpoch),
-            resealed: BTreeMap::new(),
+            resealed: Resealed::default(),
             used: BTreeMap::new(),
             used_changed: false,
             stale: false,

@@ -617,7 +617,7 @@ fn settle_in(
     for (device, addrs) in &guide.addresses {
         book.learn(now(), *device, addrs, false);
     }
-    home.write_sealed(BOOK_FILE, keys, &mut rng, &book.encode(&keys.id(), &[]))?;
+    home.write_sealed(BOOK_FILE, keys, &mut rng, &book.encode())?;
     if is_in {
         home.write_identity(&Identity {
             space: mesh,

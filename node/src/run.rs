@@ -19,7 +19,7 @@ use bytes::Bytes;
 use kith_core::device::{Command, Input, Setup, Waking};
 use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
-use kith_crdt::replica::{AuthorError, Replica};
+use kith_crdt::replica::{AuthorError, Replica, Resealed};
 use kith_object::buffer::Buffers;
 use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
@@ -439,6 +439,7 @@ impl Node {
                         (options.connections_max as usize * 2 / 3).max(1)
                     }),
                     anti_entropy: true,
+                    resealed: Resealed::default(),
                 };
                 let mut waking = Waking::new(now(), setup);
                 let mut offsets = BTreeMap::new();

@@ -78,6 +78,15 @@ impl Disks {
         self.packs.flip_random(rng)
     }
 
+    /// A backup of both, as they are now.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        Self {
+            packs: self.packs.copied(),
+            log: self.log.copied(),
+        }
+    }
+
     /// Takes the power: what was not synced is lost in part.
     pub fn crash(&self, rng: &mut Rng) {
         let how = match rng.below(3) {

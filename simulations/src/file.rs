@@ -140,6 +140,7 @@ struct FaultText {
     lasts: Option<Spanned<Range<Length>>>,
     groups: Option<Vec<Vec<Spanned<String>>>>,
     jump: Option<Spanned<Signed>>,
+    age: Option<Spanned<Range<Length>>>,
     chance: Option<Spanned<Share>>,
 }
 
@@ -585,17 +586,35 @@ impl Reading {
             ("away", None) => Wrong::Away,
             ("removed", None) => Wrong::Removed,
             ("rot", None) => Wrong::Rot,
+            ("paused", None) => Wrong::Paused,
+            ("restored", None) => match &text.age {
+                Some(age) => {
+                    let Range(least, most) = *age.get_ref();
+                    if least.0 > most.0 || most.0 > self.length {
+                        return bad(
+                            age,
+                            "`age` is one length of time or two, the shorter first, of the run",
+                        );
+                    }
+                    Wrong::Restored((Span(least.0), Span(most.0)))
+                }
+                None => return bad(&text.what, "say how old the backup is: `age`"),
+            },
             ("clock", Some(jump)) if jump.get_ref().0.unsigned_abs() <= SKEW_MAX => {
                 Wrong::Clock(jump.get_ref().0)
             }
             ("clock", Some(jump)) => return bad(jump, "`jump` is more than ten years"),
             ("clock", None) => return bad(&text.what, "say how far the clock jumps: `jump`"),
-            ("partition" | "crash" | "unlucky" | "away" | "removed" | "rot", Some(jump)) => {
+            (
+                "partition" | "crash" | "unlucky" | "away" | "removed" | "rot" | "paused"
+                | "restored",
+                Some(jump),
+            ) => {
                 return bad(jump, "`jump` is for clock");
             }
             _ => {
                 let what = format!(
-                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed and rot"
+                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed, rot, paused and restored"
                 );
                 return bad(&text.what, what);
             }
@@ -609,15 +628,18 @@ impl Reading {
                 "`unlucky` has no `count` and no `every`, but `chance`",
             );
         }
+        if let (Some(age), false) = (&text.age, matches!(wrong, Wrong::Restored(_))) {
+            return bad(age, "`age` is for restored");
+        }
         if let (Some(groups), false) = (&text.groups, matches!(wrong, Wrong::Partition(_))) {
             let place = groups.iter().flatten().next().unwrap_or(&text.what);
             return bad(place, "`groups` is for partition");
         }
         let lasts = match (&text.lasts, &wrong) {
-            (Some(lasts), Wrong::Clock(_) | Wrong::Removed | Wrong::Rot) => {
+            (Some(lasts), Wrong::Clock(_) | Wrong::Removed | Wrong::Rot | Wrong::Restored(_)) => {
                 return bad(lasts, "this does not end: leave `lasts` out");
             }
-            (None, Wrong::Clock(_) | Wrong::Removed | Wrong::Rot) => (0, 0),
+            (None, Wrong::Clock(_) | Wrong::Removed | Wrong::Rot | Wrong::Restored(_)) => (0, 0),
             (Some(lasts), _) => {
                 let Range(least, most) = *lasts.get_ref();
                 if least.0 > most.0 || most.0 > LENGTH_MAX {

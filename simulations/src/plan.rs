@@ -147,6 +147,10 @@ pub enum Wrong {
     Removed,
     /// A bit of a pack on a device's disk turns over.
     Rot,
+    /// A device's disk is put back to what it was so long before.
+    Restored((Span, Span)),
+    /// A device stands still: nothing it is told gets through to it, and then all does.
+    Paused,
 }
 
 /// What goes wrong, where and when.

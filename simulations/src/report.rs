@@ -214,6 +214,15 @@ fn lane(page: &mut String, record: &Record, (place, name): (usize, &str), end: u
                 "a bit of its disk turned over",
                 *at,
             ),
+            Mark::Restored => dot(
+                &mut signs,
+                x,
+                top,
+                "#009e73",
+                "was put back to a backup",
+                *at,
+            ),
+            Mark::Pauses => dot(&mut signs, x, top, "#666", "stood still", *at),
             Mark::Harms(how) => dot(
                 &mut signs,
                 x,

@@ -89,9 +89,14 @@ const ALL: [(&str, &str); 6] = [
 
 /// The scenario of that name.
 pub fn find(name: &str) -> Option<Scenario> {
-    let (_, text) = ALL.iter().find(|(known, _)| *known == name)?;
-    let plan = file::read(name, text).expect("scenarios that come with Kith are sound");
+    let plan = file::read(name, text(name)?).expect("scenarios that come with Kith are sound");
     Some(Scenario(plan))
+}
+
+/// Its file.
+pub fn text(name: &str) -> Option<&'static str> {
+    let (_, text) = ALL.iter().find(|(known, _)| *known == name)?;
+    Some(text)
 }
 
 /// One that somebody wrote.

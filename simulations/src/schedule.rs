@@ -202,6 +202,16 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
             let device = one(&fault.devices, rng);
             world.at(at, Act::Rot(device));
         }
+        Wrong::Restored((least, most)) => {
+            let device = one(&fault.devices, rng);
+            let age = between(least.0, most.0, rng);
+            world.at(Span(at.0.saturating_sub(age)), Act::Backup(device));
+            world.at(at, Act::Restore(device));
+        }
+        Wrong::Paused => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Pause(device, Span(ends.0 - at.0)));
+        }
         Wrong::Clock(jump) => {
             let device = one(&fault.devices, rng);
             let by = *jump;

@@ -161,6 +161,19 @@ impl Draft {
             let loss = 1 + rng.below(25);
             head = head.replacen('\n', &format!("\ngossip-loss = '{loss}%'\n"), 1);
         }
+        if whether(5, rng) {
+            let age = 1 + rng.below(minutes * 30);
+            let count = 1 + rng.below(2);
+            parts.push(format!(
+                "[[fault]]\nwhat = 'restored'\nage = '1s..{age}s'\ncount = {count}\n"
+            ));
+        }
+        if whether(4, rng) {
+            let count = 1 + rng.below(5);
+            parts.push(format!(
+                "[[fault]]\nwhat = 'paused'\nlasts = '100ms..3m'\ncount = {count}\n"
+            ));
+        }
         Self { head, parts }
     }
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use kith_core::book::Book;
 use kith_core::device::{Channel, Command, Device, Effect, Input, Removal, Setup};
 use kith_crdt::names::{Change, TreePath};
+use kith_crdt::replica::Resealed;
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Secret};
 use kith_object::time::{Span, Time};
@@ -45,6 +46,10 @@ const CHECK_CREDIT: usize = 64;
 /// Connections that a device dials by itself, and that it has in all: as the node has it unless told otherwise.
 const DIALS: usize = 33;
 const CONNECTIONS: usize = 50;
+/// How long a dial that nobody answers is waited for, milliseconds.
+const DIAL_PATIENCE: u64 = 5000;
+/// Owes what a device had acknowledged before its disks were put back.
+const NOBODY: usize = usize::MAX;
 /// Heartbeats of gossip come each second; a message waits for the next.
 const HEARTBEAT: (u64, u64) = (0, 1000);
 /// Bytes of a message's name on the way.
@@ -97,6 +102,8 @@ enum Event {
     GiveUp { device: usize, life: u64, read: u64 },
     /// It is looked whether entries lag.
     Look,
+    /// A device that stood still goes on, if it still is to.
+    GoOn(usize),
 }
 
 /// What a scenario does to the world.
@@ -136,6 +143,12 @@ pub enum Act {
     Return(usize),
     /// A bit of one of its packs turns over.
     Rot(usize),
+    /// Its disks are copied.
+    Backup(usize),
+    /// They are put back to what they were then.
+    Restore(usize),
+    /// It stands still for so long.
+    Pause(usize, Span),
     /// It harms others.
     Harm(usize, Harm),
     /// Its clock jumps, by so many milliseconds.
@@ -170,6 +183,12 @@ pub struct Slot {
     expelled: bool,
     /// Something on its disk has turned over.
     rotten: bool,
+    /// Its disks as they were, and how much had been promised by all then.
+    backup: Option<(Disks, usize)>,
+    /// It stands still until then.
+    paused: Time,
+    /// What it was told meanwhile, in order.
+    held: VecDeque<Event>,
 }
 
 impl Slot {
@@ -249,6 +268,8 @@ pub struct World {
     next: u64,
     slots: Vec<Slot>,
     by_id: BTreeMap<DeviceId, usize>,
+    /// What envelopes must hold, worked out by one of them for all.
+    resealed: Resealed,
     /// Where everyone is, as devices keep it.
     book: Bytes,
     space: SpaceId,
@@ -276,6 +297,8 @@ pub struct World {
     events: u64,
     inputs: u64,
     check_credit: usize,
+    /// One that stood still, and hears what it missed: the next of it.
+    let_through: Option<usize>,
     /// What was published lately, oldest first.
     messages: BTreeMap<u64, Rumour>,
     /// When each of them was, to forget it in time.
@@ -314,7 +337,7 @@ impl World {
         for (place, id) in ids.iter().enumerate() {
             book.learn(START, *id, &[format!("sim/{place}")], true);
         }
-        let book = book.encode(&DeviceId::default(), &[]);
+        let book = book.encode();
         let hostile = plan.hostile();
         let slots = keys
             .into_iter()
@@ -326,6 +349,9 @@ impl World {
                 malice: hostile.contains(&place).then(Malice::default),
                 expelled: false,
                 rotten: false,
+                backup: None,
+                paused: START,
+                held: VecDeque::new(),
                 clock: Clock {
                     ahead: of.skew,
                     drift: of.drift,
@@ -347,6 +373,7 @@ impl World {
             next: 0,
             slots,
             by_id,
+            resealed: Resealed::default(),
             book,
             space,
             spread_entries: plan.spread_entries,
@@ -363,6 +390,7 @@ impl World {
             events: 0,
             inputs: 0,
             check_credit: 0,
+            let_through: None,
             messages: BTreeMap::new(),
             published: VecDeque::new(),
             overlay: Overlay::new(plan.devices.len()),
@@ -472,7 +500,9 @@ impl World {
             if let Some(slot) = self.slots.get_mut(device) {
                 slot.away = 0;
                 slot.down = 0;
+                slot.paused = self.now;
             }
+            self.go_on(device);
             self.start(device);
         }
         self.mark(0, Mark::AllWell);
@@ -642,19 +672,42 @@ impl World {
                 bytes,
             } => {
                 let link = self.connections.get(&pair(from, to));
-                if link.is_some_and(|link| link.number == connection) {
-                    let peer = self.id(from);
-                    self.input(
+                if link.is_none_or(|link| link.number != connection) {
+                    return;
+                }
+                if self.stands_still(to) {
+                    // If the connection is cut meanwhile, it is lost.
+                    let arrives = Event::Arrives {
+                        from,
                         to,
-                        Input::Received {
-                            peer,
-                            channel,
-                            bytes,
-                        },
-                    );
+                        connection,
+                        channel,
+                        bytes,
+                    };
+                    self.hold(to, arrives);
+                    return;
+                }
+                let peer = self.id(from);
+                let received = Input::Received {
+                    peer,
+                    channel,
+                    bytes,
+                };
+                self.input(to, received);
+            }
+            Event::Dialled { from, to } => {
+                self.connect(from, to);
+                if !self.connections.contains_key(&pair(from, to)) {
+                    let peer = self.id(to);
+                    // Whoever is not there does not even refuse.
+                    let wait = if self.reach(from, to) {
+                        0
+                    } else {
+                        DIAL_PATIENCE
+                    };
+                    self.later((wait, wait), from, Input::Unreachable(peer));
                 }
             }
-            Event::Dialled { from, to } => self.connect(from, to),
             Event::Lazily { device, message } => self.tell_lazily(device, message),
             Event::Gossip { from, to, message } => {
                 let Some(Rumour {
@@ -694,6 +747,7 @@ impl World {
                 }
             }
             Event::Look => self.nothing_lags(),
+            Event::GoOn(device) => self.go_on(device),
         }
     }
 
@@ -773,6 +827,7 @@ impl World {
             unsettled: false,
             connections: DIALS,
             anti_entropy,
+            resealed: self.resealed.clone(),
         };
         let mut machine = Device::open(local, setup, &entries);
         // Everyone knows where everyone is; how that is learnt is not what these runs are about.
@@ -812,6 +867,8 @@ impl World {
         }
         slot.running = None;
         slot.life += 1;
+        slot.paused = self.now;
+        slot.held.clear();
         slot.pending.clear();
         slot.fetches.clear();
         if by_crash {
@@ -891,6 +948,23 @@ impl World {
                 }
             }
             Act::Rot(device) => self.rot(device),
+            Act::Backup(device) => {
+                let promised = self.promises.len();
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.backup = Some((slot.disks.copied(), promised));
+                }
+            }
+            Act::Restore(device) => self.restore(device),
+            Act::Pause(device, lasts) => {
+                self.mark(device, Mark::Pauses);
+                self.trace
+                    .note(self.now, device, format_args!("stands still"));
+                let until = self.now + lasts;
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.paused = slot.paused.max(until);
+                }
+                self.push(until, Event::GoOn(device));
+            }
             Act::Harm(device, harm) => self.harm(device, harm),
             Act::Partition(number, groups) => {
                 self.trace
@@ -945,6 +1019,17 @@ impl World {
 
     /// Feeds a machine and performs what it wants.
     fn input(&mut self, device: usize, input: Input) {
+        if self.stands_still(device) {
+            let life = self.life(device);
+            let later = Event::Input {
+                device,
+                life,
+                input,
+            };
+            self.hold(device, later);
+            return;
+        }
+        self.let_through = None;
         let (now, local) = (self.now, self.clock(device));
         self.inputs += 1;
         let mut checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(CHECKED_EVERY);
@@ -1002,6 +1087,34 @@ impl World {
                 running.wake = Some(at);
                 self.push(at, Event::Wake { device, life });
             }
+        }
+    }
+
+    /// Whether a device hears nothing now, or has not heard yet what it missed.
+    fn stands_still(&self, device: usize) -> bool {
+        let slot = self.slots.get(device);
+        self.let_through != Some(device)
+            && slot.is_some_and(|slot| slot.paused > self.now || !slot.held.is_empty())
+    }
+
+    fn hold(&mut self, device: usize, event: Event) {
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.held.push_back(event);
+        }
+    }
+
+    /// A device that stood still hears what it missed, in order.
+    fn go_on(&mut self, device: usize) {
+        let now = self.now;
+        let ready = |slot: &&mut Slot| slot.paused <= now;
+        while let Some(slot) = self.slots.get_mut(device).filter(ready) {
+            let Some(event) = slot.held.pop_front() else {
+                return;
+            };
+            // What it leads to at once comes after what came before.
+            self.let_through = Some(device);
+            self.happen(event);
+            self.let_through = None;
         }
     }
 
@@ -1236,6 +1349,37 @@ impl World {
             }
             who.len() < all && !who.is_empty()
         });
+    }
+
+    /// A device's disks are put back to what they were. What it has acknowledged since is owed by nobody.
+    fn restore(&mut self, device: usize) {
+        // Who has removed another is not: what the others were never told would then be no removal at all.
+        let removed = !self.expelling.is_empty() || self.slots.iter().any(|slot| slot.expelled);
+        if device == 0 && removed {
+            return;
+        }
+        let slot = self.slots.get_mut(device);
+        let Some((disks, promised)) = slot.and_then(|slot| slot.backup.take()) else {
+            return;
+        };
+        self.end(device, true);
+        // Places keep their number, for other backups count by it.
+        for by in self.promised_by.iter_mut().skip(promised) {
+            if *by == device {
+                *by = NOBODY;
+            }
+        }
+        self.spreading.retain(|_, (_, who)| {
+            who.remove(&device);
+            !who.is_empty()
+        });
+        self.mark(device, Mark::Restored);
+        self.trace
+            .note(self.now, device, format_args!("is put back to a backup"));
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.disks = disks;
+        }
+        self.act(Act::Start(device));
     }
 
     /// A bit turns over among a device's packs.

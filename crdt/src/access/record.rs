@@ -1,7 +1,7 @@
 //! The records of `access`, byte for byte.
 
 use kith_object::id::{DeviceId, EntryId, SpaceId};
-use kith_object::key::{AgreeKey, Rng, derive, seal_to};
+use kith_object::key::{AgreeKey, derive};
 
 use crate::chain::read::{Reader, len_u32};
 
@@ -124,8 +124,7 @@ impl Member {
             .chars()
             .any(|letter| letter.is_control() || is_direction(letter));
         // A key that no secret belongs to would make every later epoch fail to seal.
-        let usable = seal_to(&self.agree, &[], &[], &[], &mut Rng::from_seed([0; 32])).is_some();
-        (1..=NAME_BYTES_MAX).contains(&len) && printable && usable
+        (1..=NAME_BYTES_MAX).contains(&len) && printable && self.agree.is_usable()
     }
 
     /// The record's body.

@@ -1,13 +1,15 @@
 //! Under which epoch, if any, a device may seal.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kith_object::id::{DeviceId, EpochId};
-use kith_object::key::AgreeKey;
+use kith_object::id::{DeviceId, EpochId, SpaceId};
+use kith_object::key::{AgreeKey, derive};
+use zeroize::Zeroizing;
 
 use super::Replica;
 use crate::access::{Access, Role};
-use crate::epoch::{Envelope, KeyPart};
+use crate::epoch::{Envelope, KeyPart, PART_LEN};
 
 /// Whether a device may seal, and under which epoch.
 ///
@@ -46,6 +48,34 @@ pub enum NotReady {
     Unlinked,
 }
 
+/// What envelopes must hold, as far as that was ever asked: hashes of their sealed bytes.
+///
+/// Everybody who has a part of an epoch comes to the same, so many replicas in one process, as in the simulator, may share what one has worked out
+/// ([`Replica::share_resealed`]): each of a thousand would have to seal to each other.
+#[derive(Clone, Debug, Default)]
+pub struct Resealed(Arc<Mutex<BTreeMap<Asked, [u8; 32]>>>);
+
+/// A hash over space, epoch and the keys of the part; recipient, part.
+type Asked = ([u8; 32], AgreeKey, KeyPart);
+
+impl Resealed {
+    fn print(
+        &self,
+        space: &SpaceId,
+        epoch: EpochId,
+        (recipient, part): (AgreeKey, KeyPart),
+        keys: &[u8; PART_LEN],
+    ) -> [u8; 32] {
+        let material = Zeroizing::new([space.0.as_slice(), &epoch.0, keys.as_slice()].concat());
+        let of = derive("kith resealed 1", &material);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry((of, recipient, part)).or_insert_with(|| {
+            let made = Envelope::seal(space, epoch, recipient, part, keys);
+            made.map_or([0; 32], |made| made.fingerprint())
+        })
+    }
+}
+
 /// Epochs looked at before a new one is opened: a member that heaps up unfit ones finds an end here.
 const EPOCHS_WEIGHED_MAX: usize = 1024;
 
@@ -53,6 +83,11 @@ const EPOCHS_WEIGHED_MAX: usize = 1024;
 pub(super) const KEEPS_OUT: bool = !cfg!(planted = "seal-to-the-removed");
 
 impl Replica {
+    /// Shares what envelopes must hold with the other replicas that are given the same.
+    pub fn share_resealed(&mut self, with: &Resealed) {
+        self.resealed = with.clone();
+    }
+
     pub(super) fn renew_sealing(&mut self) {
         self.sealing = match self.me.and_then(|me| self.access.role(&me)) {
             Some(role) => self.sealing_as(role),
@@ -223,12 +258,10 @@ impl Replica {
             if !missing.contains(&envelope.recipient) {
                 continue;
             }
-            let key = (*epoch, envelope.recipient, part);
-            let expected = self.resealed.entry(key).or_insert_with(|| {
-                let made = Envelope::seal(&self.space, *epoch, envelope.recipient, part, &keys);
-                made.map_or([0; 32], |made| made.fingerprint())
-            });
-            if *expected == envelope.fingerprint() {
+            let expected =
+                self.resealed
+                    .print(&self.space, *epoch, (envelope.recipient, part), &keys);
+            if expected == envelope.fingerprint() {
                 missing.remove(&envelope.recipient);
             }
         }

@@ -18,7 +18,7 @@ use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{
     Change, PlanError, Record, RecordError, Retention, Tree, TreePath, VersionId, VersionInfo,
 };
-use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, SealState};
+use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, Resealed, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
 use kith_object::time::{Span, Time};
@@ -26,7 +26,7 @@ use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
 use kith_protocol::record::{AddressRecord, Key, Subject};
 
-use crate::book::{Book, Telling};
+use crate::book::{Book, News, Telling};
 use crate::group;
 use crate::policy::Policy;
 use crate::routing::Routing;
@@ -52,6 +52,8 @@ pub struct Setup {
     pub connections: usize,
     /// Whether digests are told and walked. Without it, what gossip missed stays missed; only tests turn it off.
     pub anti_entropy: bool,
+    /// What envelopes must hold: one of its own, but for many devices in one process.
+    pub resealed: Resealed,
 }
 
 /// What a message belongs to.
@@ -491,12 +493,14 @@ impl Device {
     fn asleep(now: Time, setup: Setup) -> Self {
         let mut rng = Rng::from_seed(setup.seed);
         let me = setup.keys.id();
+        let mut replica = Replica::open(setup.space, Some(&setup.keys));
+        replica.share_resealed(&setup.resealed);
         Self {
             me,
             now,
             clock: Steady::new(now),
             anti_entropy: setup.anti_entropy,
-            replica: Replica::open(setup.space, Some(&setup.keys)),
+            replica,
             tree: Tree::new(),
             upkeep: Upkeep::new(me),
             gossip: Gossip::new(me, setup.spread_entries, rng.split()),
@@ -571,6 +575,7 @@ impl Device {
             }
             Input::Record { key, record } => self.found_record(Key(key), &record),
             Input::Unreachable(device) => {
+                self.book.missed(&device);
                 if self.routing.missed(self.now, device)
                     && let Some(key) = self.key_of(&Subject::Device(device))
                 {
@@ -581,12 +586,12 @@ impl Device {
                 if self.own_addrs != addrs {
                     self.own_addrs = addrs;
                     self.routing.moved(self.now);
-                    self.tell_book(None);
+                    self.tell_book([self.me], None);
                 }
             }
             Input::Addresses { device, addrs } => {
                 if self.policy.admits(&device) && self.book.learn(self.now, device, &addrs, true) {
-                    self.tell_book(Some(device));
+                    self.tell_book([device], Some(device));
                 }
             }
             Input::Sighted { device, addrs } => {
@@ -755,7 +760,7 @@ impl Device {
 
     /// Puts back an address book kept before.
     pub fn recall(&mut self, book: &[u8]) {
-        for (device, addrs) in Book::decode(book).unwrap_or_default() {
+        for (device, addrs) in Book::decode_kept(book).unwrap_or_default() {
             if self.policy.admits(&device) {
                 self.book.learn(self.now, device, &addrs, false);
             }
@@ -862,14 +867,16 @@ impl Device {
             });
             return;
         };
-        let mut learnt = false;
+        let mut learnt = Vec::new();
         for (device, addrs) in book {
-            if self.policy.admits(&device) {
-                learnt |= self.book.learn(self.now, device, &addrs, device == peer);
+            if self.policy.admits(&device)
+                && self.book.learn(self.now, device, &addrs, device == peer)
+            {
+                learnt.push(device);
             }
         }
-        if learnt {
-            self.tell_book(Some(peer));
+        if !learnt.is_empty() {
+            self.tell_book(learnt, Some(peer));
         }
     }
 
@@ -1297,8 +1304,8 @@ impl Device {
         }) {
             self.effects.push_back(Effect::Dial { device, addrs });
         }
-        for peer in self.telling.due(self.now) {
-            self.send_book(peer);
+        for (peer, news) in self.telling.due(self.now) {
+            self.send_book(peer, &news);
         }
         self.announce();
     }
@@ -1351,7 +1358,7 @@ impl Device {
             && self.routing.is_news(&record)
             && self.book.learn(self.now, device, record.addrs(), true)
         {
-            self.tell_book(None);
+            self.tell_book([device], None);
         }
     }
 
@@ -1441,19 +1448,21 @@ impl Device {
         Some(subject.key(&holder.blinding))
     }
 
-    fn send_book(&mut self, peer: DeviceId) {
-        let message = prefixed(KIND_BOOK, &self.book.encode(&self.me, &self.own_addrs));
+    fn send_book(&mut self, peer: DeviceId, news: &News) {
         let under_way = self.books_under_way.entry(peer).or_default();
         if under_way.len() >= BOOKS_UNDER_WAY_MAX {
             // It reads nothing; what it misses it is told when it comes back.
             return;
         }
-        under_way.push(message.len());
-        self.effects.push_back(Effect::Send {
-            peer,
-            channel: Channel::Sync,
-            message: message.into(),
-        });
+        for message in self.book.messages((&self.me, &self.own_addrs), news) {
+            let message = prefixed(KIND_BOOK, &message);
+            under_way.push(message.len());
+            self.effects.push_back(Effect::Send {
+                peer,
+                channel: Channel::Sync,
+                message: message.into(),
+            });
+        }
     }
 
     /// Whether what was written to a device was an address book; if not, it was the gossip machine's.
@@ -1468,11 +1477,10 @@ impl Device {
         found.is_some()
     }
 
-    /// Has everyone connected told what changed in the address book, but whom it came from; and has it kept.
-    fn tell_book(&mut self, but: Option<DeviceId>) {
-        self.telling.changed(self.now, but);
-        self.effects
-            .push_back(Effect::KeepBook(self.book.encode(&self.me, &[])));
+    /// Has everyone connected told what changed in the address book of these devices, but whom it came from; and has it kept.
+    fn tell_book(&mut self, devices: impl IntoIterator<Item = DeviceId>, but: Option<DeviceId>) {
+        self.telling.changed(self.now, devices, but);
+        self.effects.push_back(Effect::KeepBook(self.book.encode()));
     }
 }
 

@@ -318,7 +318,7 @@ impl Driver {
                 let _ = self.to_log.send(ToLog::Load { ids, to });
             }
             Ask::KeepBook(answer) => {
-                (self.keep_book)(self.device.book().encode(&self.device.id(), &[]));
+                (self.keep_book)(self.device.book().encode());
                 let _ = answer.send(());
             }
             Ask::Log(item) => {

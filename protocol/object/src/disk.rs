@@ -304,7 +304,7 @@ pub struct SimDisk {
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Sim {
     files: BTreeMap<u64, SimFile>,
     /// Names as a running process sees them.
@@ -338,7 +338,7 @@ pub struct SimStats {
     pub bytes: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct SimFile {
     /// What a running process reads.
     data: Vec<u8>,
@@ -350,7 +350,7 @@ struct SimFile {
     lost: BTreeSet<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum NameChange {
     Create { name: String, file: u64 },
     Rename { from: String, to: String, file: u64 },
@@ -468,6 +468,15 @@ impl SimDisk {
         sim.crash_names(how, rng);
         for file in sim.files.values_mut() {
             file.crash(how, rng);
+        }
+    }
+
+    /// Another disk with the same on it, as a backup is.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        let sim = lock(&self.inner).clone();
+        Self {
+            inner: Arc::new(Mutex::new(sim)),
         }
     }
 

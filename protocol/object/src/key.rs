@@ -156,6 +156,43 @@ impl TryCryptoRng for Rng {}
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct AgreeKey(pub [u8; 32]);
 
+/// Encodings of the points of low order, on the curve and on its twist, without the bit that X25519 leaves out (<https://cr.yp.to/ecdh.html#validate>).
+const LOW_ORDER: [[u8; 32]; 7] = [
+    low_order(0x00, 0x00, 0x00),
+    low_order(0x01, 0x00, 0x00),
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4,
+        0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49,
+        0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef,
+        0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f,
+        0x11, 0x57,
+    ],
+    low_order(0xec, 0xff, 0x7f),
+    low_order(0xed, 0xff, 0x7f),
+    low_order(0xee, 0xff, 0x7f),
+];
+
+const fn low_order(first: u8, between: u8, last: u8) -> [u8; 32] {
+    let mut bytes = [between; 32];
+    bytes[0] = first;
+    bytes[31] = last;
+    bytes
+}
+
+impl AgreeKey {
+    /// Whether a secret may belong to it: it is no point of low order, to which nothing can be sealed.
+    pub fn is_usable(&self) -> bool {
+        let mut point = self.0;
+        if let Some(last) = point.last_mut() {
+            *last &= 0x7f;
+        }
+        !LOW_ORDER.contains(&point)
+    }
+}
+
 impl fmt::Debug for AgreeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AgreeKey({})", data_encoding::HEXLOWER.encode(&self.0))
@@ -528,6 +565,30 @@ mod tests {
             b"message",
             &signature
         ));
+    }
+
+    #[test]
+    fn usable_keys_are_those_that_can_be_sealed_to() {
+        let mut rng = Rng::from_seed([8; 32]);
+        let mut keys: Vec<[u8; 32]> = (0..20).map(|_| rng.bytes()).collect();
+        for low in LOW_ORDER {
+            assert!(!AgreeKey(low).is_usable());
+            keys.push(low);
+            for (place, bit) in [(31, 0x80), (0, 2), (7, 1), (31, 1)] {
+                let mut other = low;
+                other[place] ^= bit;
+                keys.push(other);
+            }
+        }
+        // All that are not written in the shortest way.
+        for first in 0xed..=0xff {
+            keys.push(low_order(first, 0xff, 0x7f));
+            keys.push(low_order(first, 0xff, 0xff));
+        }
+        for key in keys.into_iter().map(AgreeKey) {
+            let sealed = seal_to(&key, &[], &[], &[], &mut Rng::from_seed([0; 32]));
+            assert_eq!(key.is_usable(), sealed.is_some(), "{key:?}");
+        }
     }
 
     #[test]

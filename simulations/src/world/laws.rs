@@ -145,7 +145,7 @@ impl World {
         };
         let replica = running.device.replica();
         let id = entry.id();
-        let kept = replica.contains(&id) || replica.waits(&id);
+        let kept = self.stands_still(to) || replica.contains(&id) || replica.waits(&id);
         if !kept && running.device.admits(&from) {
             self.fail(format!(
                 "d{to} was given {} by d{author}, and neither has it nor lets it wait",
@@ -175,29 +175,32 @@ impl World {
     /// No two devices that have long been connected differ in what one of them has had for as long.
     pub(super) fn nothing_lags(&mut self) {
         let before = |at: Time| at + LAG_MAX < self.now;
-        let up = |device: usize| {
-            let slot = self.slots.get(device).filter(|slot| slot.is_honest())?;
-            let running = slot.running.as_ref()?;
-            before(slot.since).then_some(&running.device)
+        let replicas: Vec<Option<&Replica>> = self
+            .slots
+            .iter()
+            .map(|slot| {
+                let running = slot.running.as_ref().filter(|_| slot.is_honest())?;
+                (before(slot.since) && before(slot.paused)).then_some(running.device.replica())
+            })
+            .collect();
+        let replica = |device: usize| replicas.get(device).copied().flatten();
+        let steady = |one: usize, other: usize| {
+            let link = self.connections.get(&super::pair(one, other));
+            link.is_some_and(|link| before(link.since)) && before(self.network.late(one, other))
         };
         let mut found = None;
         for (entry, (_, who)) in self.spreading.iter().take(LOOKED_AT) {
-            for ((one, other), link) in &self.connections {
-                if !before(link.since) || !before(self.network.late(*one, *other)) {
-                    continue;
-                }
-                let (Some(a), Some(b)) = (up(*one), up(*other)) else {
-                    continue;
-                };
-                for ((has, a), (lacks, b)) in [((one, a), (other, b)), ((other, b), (one, a))] {
-                    let had = who.get(has).is_some_and(|at| before(*at));
-                    if had
-                        && !who.contains_key(lacks)
-                        && a.replica().in_digest(entry)
-                        && !b.replica().in_digest(entry)
-                    {
-                        found = Some((*has, *lacks, *entry));
-                    }
+            let lacks = (0..self.slots.len()).filter(|device| !who.contains_key(device));
+            for lacks in lacks
+                .filter(|device| replica(*device).is_some_and(|replica| !replica.in_digest(entry)))
+            {
+                let has = self.neighbours(lacks).find(|has| {
+                    who.get(has).is_some_and(|at| before(*at))
+                        && replica(*has).is_some_and(|replica| replica.in_digest(entry))
+                        && steady(*has, lacks)
+                });
+                if let Some(has) = has {
+                    found = Some((has, lacks, *entry));
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use kith_core::device::Input;
 use kith_object::id::DeviceId;
+use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 
 use super::{Event, World};
@@ -59,21 +60,22 @@ impl World {
 
     /// Goes from one to the next; answers who is closest, and how long it took.
     fn look_up(&mut self, device: usize, key: &[u8; 32]) -> (Lookup, u64) {
-        let reach: BTreeSet<usize> = (0..self.slots.len())
-            .filter(|other| *other != device && self.reach(device, *other))
-            .collect();
-        let answers = |other| reach.contains(&other);
         let life = self.life(device);
-        let tables = &mut self.dht.tables;
-        if self.dht.joined.insert(device, life) != Some(life) {
-            tables.join(device, &mut self.rng, answers);
+        let joins = self.dht.joined.insert(device, life) != Some(life);
+        let mut tables = std::mem::take(&mut self.dht.tables);
+        let mut rng = std::mem::replace(&mut self.rng, Rng::from_seed([0; 32]));
+        let answers = |other| other != device && self.reach(device, other);
+        if joins {
+            tables.join(device, &mut rng, answers);
         }
         let found = tables.lookup(device, key, answers);
+        (self.dht.tables, self.rng) = (tables, rng);
         let mut took = 0;
         for (nth, peer) in found.asked.iter().enumerate() {
             self.network.count((device, *peer), QUESTION, "dht");
-            let trip = if reach.contains(peer) {
-                let answer = NAMED * CLOSEST.min(reach.len()) as u64;
+            let trip = if *peer != device && self.reach(device, *peer) {
+                let named = CLOSEST.min(self.slots.len().saturating_sub(1));
+                let answer = NAMED * named as u64;
                 self.network.count((*peer, device), answer, "dht");
                 2 * self.network.latency(device, *peer, &mut self.rng)
             } else {

@@ -32,6 +32,10 @@ pub enum Mark {
     Jumps(i64),
     /// A bit on its disk turned over.
     Rots,
+    /// Its disks were put back to a backup.
+    Restored,
+    /// It stands still for a while.
+    Pauses,
     /// It did harm.
     Harms(&'static str),
     /// It was removed from the mesh.

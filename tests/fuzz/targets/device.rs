@@ -9,7 +9,7 @@ use kith_core::device::{Channel, Device, Input, Setup, Waking};
 use kith_crdt::access::{Newcomer, Role};
 use kith_crdt::chain::Entry;
 use kith_crdt::names::{ROOT, Record};
-use kith_crdt::replica::Replica;
+use kith_crdt::replica::{Replica, Resealed};
 use kith_object::id::{DeviceId, EntryId, InodeId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Words};
 use kith_object::time::Time;
@@ -90,6 +90,7 @@ fn setup() -> Setup {
         connections: 64,
         unsettled: false,
         anti_entropy: true,
+        resealed: Resealed::default(),
     }
 }
 

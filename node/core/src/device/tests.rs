@@ -1,6 +1,7 @@
 //! A few devices, joined by nothing but this file.
 
 use kith_crdt::names::TreePath;
+use kith_crdt::replica::Resealed;
 use kith_object::key::Words;
 use kith_object::object::ObjectLink;
 use kith_object::seal::BlockKey;
@@ -38,6 +39,7 @@ fn setup(keys: &DeviceKeys, space: SpaceId, unsettled: bool) -> Setup {
         connections: 64,
         unsettled,
         anti_entropy: true,
+        resealed: Resealed::default(),
     }
 }
 
