@@ -148,6 +148,20 @@ fn seen() -> Shapes {
     let refused = first.fails(1, ["sim", "run", "--report", "/nowhere/page.html"]);
     assert!(refused.failure().to_string().contains("/nowhere/page.html"));
     keep(&first.ok(["sim", "list"]));
+    let mesh = "[[site]]\nname = 'x'\n[[site]]\nname = 'y'\n[[device]]\nname = 'a'\nsite = 'x'\nadmin = true\ncapacity = '3TB'\n[[device]]\nname = 'b'\nsite = 'y'\nonline = '08:00-10:00'\n";
+    let mesh = place.write("mesh.toml", mesh);
+    let mesh = ["sim", "plan", "--devices", mesh.to_str().unwrap()];
+    let asked = [&mesh[..], &["--data", "1TB", "--growth", "1GB/day"]].concat();
+    let planned = first.ok(asked.clone());
+    assert_eq!(planned.values()[0]["recommended"], "2 copies");
+    keep(&planned);
+    let other = first.fails(1, [&asked[..], &["--from", "c"]].concat());
+    assert!(other.failure().to_string().contains("a, b"));
+    first.fails(2, [&mesh[..], &["--data", "much"]].concat());
+    let never = "[[device]]\nname = 'a'\nadmin = true\nonline = '08:00-10:00'\ncapacity = '1GB'\n[[device]]\nname = 'b'\nonline = '12:00-14:00'\n";
+    let never = place.write("never.toml", never);
+    let never = ["sim", "plan", "--devices", never.to_str().unwrap()];
+    keep(&first.ok([&never[..], &["--data", "1TB"]].concat()));
     keep(&first.ok(["sim", "swarm", "--seed", "1", "--runs", "2"]));
     keep(&first.ok(["store", "rebuild"]));
     // In all of them, since a block may lie in a pack on its way out and in another.

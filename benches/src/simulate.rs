@@ -83,5 +83,8 @@ mod tests {
         let figures = measure(&mesh(9, 10), 1).unwrap();
         assert!(figures.failures.is_empty(), "{:?}", figures.failures);
         assert!(figures.events > 1000 && figures.peak > 1 << 20);
+        // More than each may be connected with.
+        let figures = measure(&mesh(90, 5), 2).unwrap();
+        assert!(figures.failures.is_empty(), "{:?}", figures.failures);
     }
 }

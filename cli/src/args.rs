@@ -509,6 +509,21 @@ pub(crate) enum SimCommand {
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
     },
+    /// Work out what a mesh of your own would come to: how long the first sync takes, what survives which failures, traffic, and the policy to choose
+    Plan {
+        /// A file that says which devices there are and where, written as in a scenario
+        #[arg(long, value_name = "FILE")]
+        devices: PathBuf,
+        /// How much there is to keep, such as 2TB
+        #[arg(long, value_name = "SIZE", value_parser = kith_simulations::sizing::bytes)]
+        data: u64,
+        /// How much comes to it, such as 5GB/day or 100GB/month
+        #[arg(long, value_name = "SIZE/TIME", default_value = "0B/day", value_parser = kith_simulations::sizing::a_day)]
+        growth: u64,
+        /// The device that has it all at first [default: the first in the file]
+        #[arg(long, value_name = "NAME")]
+        from: Option<String>,
+    },
     /// Run scenarios by chance, one for each seed, on all cores, until time is over or one fails
     Swarm {
         /// How long, in minutes

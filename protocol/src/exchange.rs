@@ -287,6 +287,11 @@ impl Exchange {
         &self.out.stats
     }
 
+    /// Whether that block is wanted and has not come.
+    pub fn wants(&self, cid: &Cid) -> bool {
+        self.asking.wants(cid)
+    }
+
     /// How many blocks are wanted and have not come.
     pub fn wants_len(&self) -> usize {
         self.asking.wants_len()

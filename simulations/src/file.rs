@@ -34,6 +34,8 @@ const BYTES_MAX: u64 = 64 << 30;
 const FILE_MAX: u64 = 256 << 20;
 /// Furthest that a clock may be off: ten years.
 const SKEW_MAX: u64 = LENGTH_MAX;
+/// Bytes: an exabyte.
+const CAPACITY_MAX: u64 = 1_000_000_000_000_000_000;
 
 /// What is wrong with a scenario, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,8 +52,9 @@ pub struct FileError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    #[serde(default)]
     about: String,
-    duration: Spanned<Length>,
+    duration: Option<Spanned<Length>>,
     #[serde(default = "five_minutes")]
     settle: Spanned<Length>,
     #[serde(default = "five_minutes")]
@@ -113,6 +116,8 @@ struct DeviceText {
     skew: Option<Spanned<Signed>>,
     drift: Option<Spanned<i64>>,
     online: Option<Spanned<Hours>>,
+    capacity: Option<Spanned<Size>>,
+    fails: Option<Spanned<Share>>,
 }
 
 #[derive(Deserialize)]
@@ -160,6 +165,23 @@ struct HarmText {
 /// # Errors
 /// [`FileError`]: the first thing that is wrong.
 pub fn read(name: &str, text: &str) -> Result<Plan, FileError> {
+    read_as(name, text, None)
+}
+
+/// Reads the devices of a mesh, written as those of a scenario; it need not say how long anything happens.
+///
+/// # Errors
+/// [`FileError`]: the first thing that is wrong.
+pub fn read_mesh(name: &str, text: &str) -> Result<Plan, FileError> {
+    read_as(name, text, Some(DAY))
+}
+
+/// Bytes, as people write them.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    Size::try_from(text.to_owned()).map(|size| size.0)
+}
+
+fn read_as(name: &str, text: &str, usual_length: Option<u64>) -> Result<Plan, FileError> {
     let at = |place: usize, what: String| FileError {
         name: name.to_owned(),
         line: 1 + text
@@ -176,7 +198,7 @@ pub fn read(name: &str, text: &str) -> Result<Plan, FileError> {
     Reading {
         sites: BTreeMap::new(),
         devices: BTreeMap::new(),
-        length: 0,
+        length: usual_length.unwrap_or(0),
     }
     .plan(name, file)
     .map_err(|Bad(place, what)| at(place, what))
@@ -198,7 +220,13 @@ struct Reading {
 
 impl Reading {
     fn plan(mut self, name: &str, file: File) -> Result<Plan, Bad> {
-        self.length = within(&file.duration, "duration", SECOND, LENGTH_MAX)?;
+        match &file.duration {
+            Some(duration) => self.length = within(duration, "duration", SECOND, LENGTH_MAX)?,
+            None if self.length == 0 => {
+                return Err(Bad(0, "say how long things happen: `duration`".to_owned()));
+            }
+            None => {}
+        }
         let path = way(&file.between.latency, &file.between.loss, (1, 40))?;
         let gossip_lost = match &file.gossip_loss {
             Some(loss) if loss.get_ref().0 > LOSS_MAX => {
@@ -396,6 +424,21 @@ impl Reading {
                 }
                 drift => drift.as_ref().map_or(0, |drift| *drift.get_ref()),
             };
+            let capacity = match &text.capacity {
+                Some(size) if size.get_ref().0 > CAPACITY_MAX => {
+                    return bad(size, "`capacity` is more than any device holds, 1000000TB");
+                }
+                size => size.as_ref().map(|size| size.get_ref().0),
+            };
+            let fails = match &text.fails {
+                Some(share) if share.get_ref().0 > 990_000 => {
+                    return bad(
+                        share,
+                        "`fails` is the share of such devices lost in a year, 99% at most",
+                    );
+                }
+                share => share.as_ref().map(|share| share.get_ref().0),
+            };
             for n in 1..=count {
                 let own = if text.count.is_some() {
                     format!("{name}-{n}")
@@ -425,6 +468,8 @@ impl Reading {
                         let Hours(from, to) = *hours.get_ref();
                         (from, to)
                     }),
+                    capacity,
+                    fails,
                 });
             }
             if devices.len() > DEVICES_MAX {
@@ -889,6 +934,31 @@ between = ['1m', '2m']
                 41,
                 "only the words",
             ),
+            ("duration = '2h'", "", 1, "`duration`"),
+            (
+                "site = 'cloud'\n",
+                "site = 'cloud'\ncapacity = '2000000TB'\n",
+                26,
+                "`capacity`",
+            ),
+            (
+                "site = 'cloud'\n",
+                "site = 'cloud'\nfails = '100%'\n",
+                26,
+                "`fails`",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'rot'\nage = '1m'",
+                42,
+                "`age` is for restored",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'restored'",
+                41,
+                "how old the backup is",
+            ),
             (
                 "what = 'clock'\njump = '+2h'",
                 "what = 'rot'\nlasts = '1m'",
@@ -902,6 +972,10 @@ between = ['1m', '2m']
             assert!(error.what.contains(says), "{to}: {error}");
             assert_eq!(error.line, line, "{to}: {error}");
         }
+        // For planning it need not say how long.
+        let text = GOOD.replacen("duration = '2h'", "", 1);
+        let planned = read_mesh("x", &text).unwrap();
+        assert_eq!(planned.length, Span(24 * HOUR));
         // Cut anywhere it is a scenario or an error, and nothing worse.
         for end in 0..GOOD.len() {
             let _ = read("x", &GOOD[..end]);

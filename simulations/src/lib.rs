@@ -12,6 +12,7 @@ pub mod plan;
 pub mod report;
 pub mod scenario;
 pub mod schedule;
+pub mod sizing;
 pub mod swarm;
 pub mod trace;
 pub mod world;

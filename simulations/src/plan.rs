@@ -78,6 +78,10 @@ pub struct DevicePlan {
     pub drift: i64,
     /// When it is on each day, minutes since midnight, which is when the run begins; always if absent.
     pub online: Option<(u64, u64)>,
+    /// Bytes it may hold; as many as one likes if absent.
+    pub capacity: Option<u64>,
+    /// How many of such devices are lost or break in a year, of a million.
+    pub fails: Option<u64>,
 }
 
 /// How often something happens.

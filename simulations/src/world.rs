@@ -204,6 +204,8 @@ struct Rumour {
     bytes: Bytes,
     /// Who has it, and from whom.
     seen: BTreeMap<usize, usize>,
+    /// When it first reaches each device, as far as it is under way: who is to have it sooner takes no notice.
+    comes: BTreeMap<usize, Time>,
 }
 
 /// A connection.
@@ -714,6 +716,7 @@ impl World {
                     author,
                     bytes,
                     seen,
+                    ..
                 }) = self.messages.get_mut(&message)
                 else {
                     return;
@@ -1434,14 +1437,17 @@ impl World {
 
     /// A device passes a gossip message to another.
     fn whisper(&mut self, device: usize, to: usize, message: u64) {
-        let Some(Rumour { bytes, .. }) = self.messages.get(&message) else {
+        let Some(rumour) = self.messages.get_mut(&message) else {
             return;
         };
-        let way = (device, to);
+        let (bytes, way) = (&rumour.bytes, (device, to));
         let (_, arrives) = self
             .network
             .send(self.now, way, bytes.len(), "gossip", &mut self.rng);
-        if self.gossip_lost == 0 || self.rng.below(1_000_000) >= self.gossip_lost {
+        let lost = self.gossip_lost > 0 && self.rng.below(1_000_000) < self.gossip_lost;
+        let comes = rumour.comes.get(&to).is_some_and(|at| *at <= arrives);
+        if !lost && !comes && !rumour.seen.contains_key(&to) {
+            rumour.comes.insert(to, arrives);
             let from = device;
             self.push(arrives, Event::Gossip { from, to, message });
         }

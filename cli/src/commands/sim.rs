@@ -1,5 +1,7 @@
 //! `kith sim`.
 
+mod planning;
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +45,12 @@ pub(crate) fn run(command: SimCommand, output: &mut Output) -> Result<(), Comman
             }
             Ok(())
         }
+        SimCommand::Plan {
+            devices,
+            data,
+            growth,
+            from,
+        } => planning::plan(&devices, (data, growth), from.as_deref(), output),
         SimCommand::Swarm {
             minutes,
             seed,
@@ -79,6 +87,9 @@ fn found(name: &str) -> Result<Scenario, CommandError> {
         failure.hint("nothing was run").into()
     })
 }
+
+/// Devices of a run that are told of one by one.
+const TOLD_MAX: usize = 20;
 
 /// Where what a run leaves is to go.
 #[derive(Clone, Copy)]
@@ -267,7 +278,7 @@ fn told(name: &str, seed: u64, report: &Report) -> String {
             sparkline(&report.delays_ms)
         );
     }
-    for device in &report.devices {
+    for device in report.devices.iter().take(TOLD_MAX) {
         let sum = |bytes: &[(&'static str, u64)]| bytes.iter().map(|(_, bytes)| bytes).sum();
         let purposes = device.sent.iter();
         let purposes: Vec<String> = purposes
@@ -280,6 +291,10 @@ fn told(name: &str, seed: u64, report: &Report) -> String {
             purposes.join(", "),
             human(sum(&device.got))
         );
+    }
+    if report.devices.len() > TOLD_MAX {
+        let more = report.devices.len() - TOLD_MAX;
+        text += &format!("  and {more} more devices: `--json` tells of all\n");
     }
     text
 }

@@ -345,7 +345,7 @@ fn write(out: &mut Vec<u8>, device: &DeviceId, addrs: &[String]) {
 }
 
 /// Bits that two names begin with in common, and their distance by XOR.
-fn distance(me: &DeviceId, device: &DeviceId) -> (u32, [u8; 32]) {
+pub(crate) fn distance(me: &DeviceId, device: &DeviceId) -> (u32, [u8; 32]) {
     let mut distance = device.0;
     for (byte, mine) in distance.iter_mut().zip(me.0) {
         *byte ^= mine;
@@ -438,6 +438,8 @@ pub struct Telling {
     /// Of whom it is; and the peer that all of it came from, if it was one.
     untold: BTreeMap<DeviceId, Option<DeviceId>>,
     peers: BTreeMap<DeviceId, Peer>,
+    /// Those that are owed something: mostly none, and it is asked after every input.
+    owed: BTreeSet<DeviceId>,
 }
 
 #[derive(Debug, Default)]
@@ -459,6 +461,7 @@ impl Telling {
     pub fn met(&mut self, now: Time, peer: DeviceId) {
         self.peers
             .retain(|_, peer| peer.connected || peer.free_at() > now);
+        self.owed.insert(peer);
         let peer = self.peers.entry(peer).or_default();
         peer.connected = true;
         peer.owed = News::All;
@@ -467,6 +470,7 @@ impl Telling {
     /// A peer is connected no more. When it was told last is remembered: coming again makes it no hungrier.
     pub fn left(&mut self, peer: &DeviceId) {
         if let Some(known) = self.peers.get_mut(peer) {
+            self.owed.remove(peer);
             known.connected = false;
             known.owed = News::default();
             if known.told.is_none() {
@@ -499,21 +503,28 @@ impl Telling {
                     let news = untold.iter().filter(|(_, from)| **from != Some(*id));
                     owed.extend(news.map(|(device, _)| *device));
                 }
+                if !peer.owed.is_empty() {
+                    self.owed.insert(*id);
+                }
             }
         }
         let mut due = Vec::new();
-        for (id, peer) in &mut self.peers {
-            if !peer.owed.is_empty() && peer.free_at() <= now {
+        let peers = &mut self.peers;
+        self.owed.retain(|id| match peers.get_mut(id) {
+            Some(peer) if peer.free_at() > now => true,
+            Some(peer) => {
                 peer.told = Some(now);
                 due.push((*id, std::mem::take(&mut peer.owed)));
+                false
             }
-        }
+            None => false,
+        });
         due
     }
 
     /// When [`Telling::due`] has something next.
     pub fn next_due(&self) -> Option<Time> {
-        let owed = self.peers.values().filter(|peer| !peer.owed.is_empty());
+        let owed = self.owed.iter().filter_map(|id| self.peers.get(id));
         let untold = self.since.map(|since| since + TELL_DELAY);
         owed.map(Peer::free_at).chain(untold).min()
     }
@@ -536,6 +547,11 @@ impl Telling {
             "one that is away is remembered for when it was told"
         );
         assert_eq!(self.since.is_none(), self.untold.is_empty());
+        let owed = self.peers.iter().filter(|(_, peer)| !peer.owed.is_empty());
+        assert!(
+            owed.map(|(id, _)| id).eq(&self.owed),
+            "who is owed something is known"
+        );
     }
 }
 

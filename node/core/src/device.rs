@@ -27,9 +27,11 @@ use kith_protocol::gossip::{self, Gossip};
 use kith_protocol::record::{AddressRecord, Key, Subject};
 
 use crate::book::{Book, News, Telling};
+use crate::crowd::Crowd;
 use crate::group;
 use crate::policy::Policy;
 use crate::routing::Routing;
+use crate::seeking::Seeking;
 use crate::steady::Steady;
 use crate::upkeep::Upkeep;
 
@@ -436,8 +438,8 @@ pub struct Device {
     replaying: bool,
     /// Lengths of address books on the way to each device.
     books_under_way: BTreeMap<DeviceId, Vec<usize>>,
-    /// Looked for in the DHT, to look once per fetch.
-    sought: BTreeSet<Cid>,
+    seeking: Seeking,
+    crowd: Crowd,
     routing: Routing,
     effects: VecDeque<Effect>,
 }
@@ -472,8 +474,6 @@ const BOOKS_UNDER_WAY_MAX: usize = 64;
 const PROVIDED_MAX: usize = 64;
 /// Most roots at the top of the tree that are announced.
 const ROOTS_MAX: usize = 4096;
-/// Most CIDs looked for in the DHT at once.
-const SOUGHT_MAX: usize = 64;
 
 impl Device {
     /// Wakes a device from a log that is in memory; [`Waking`] reads one that is not.
@@ -521,7 +521,8 @@ impl Device {
             replay: VecDeque::new(),
             replaying: false,
             books_under_way: BTreeMap::new(),
-            sought: BTreeSet::new(),
+            seeking: Seeking::default(),
+            crowd: Crowd::default(),
             routing: Routing::new(now, &mut rng),
             effects: VecDeque::new(),
             keys: setup.keys,
@@ -630,7 +631,7 @@ impl Device {
             Input::Fetch { request, cids } => {
                 // Whoever asks anew has the DHT asked anew.
                 for cid in &cids {
-                    self.sought.remove(cid);
+                    self.seeking.forget(cid);
                 }
                 self.exchange
                     .handle(self.now, exchange::Input::Want { request, cids });
@@ -640,7 +641,7 @@ impl Device {
                 self.exchange
                     .handle(self.now, exchange::Input::Cancel { request });
                 if self.exchange.wants_len() == 0 {
-                    self.sought.clear();
+                    self.seeking.clear();
                 }
             }
             Input::Wake => {
@@ -666,6 +667,8 @@ impl Device {
             self.book.next_due(self.room_for_dials(), absent),
             self.telling.next_due(),
             self.routing.next_wakeup(),
+            self.seeking.next_due(),
+            self.crowd.next_due(self.connections),
             self.epoch_due,
         ]
         .into_iter()
@@ -792,6 +795,7 @@ impl Device {
             "only what counts is asked for again"
         );
         self.telling.check_invariants();
+        self.seeking.check_invariants();
         self.routing.check_invariants();
         self.exchange.check_invariants();
         self.gossip.check_invariants();
@@ -810,6 +814,7 @@ impl Device {
         }
         self.book.met(self.now, &peer);
         self.routing.met(&peer);
+        self.crowd.used(self.now, peer);
         self.telling.met(self.now, peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerUp(peer));
@@ -824,6 +829,7 @@ impl Device {
         }
         self.book.met(self.now, &peer);
         self.books_under_way.remove(&peer);
+        self.crowd.left(&peer);
         self.telling.left(&peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerDown(peer));
@@ -1307,6 +1313,17 @@ impl Device {
         for (peer, news) in self.telling.due(self.now) {
             self.send_book(peer, &news);
         }
+        let exchange = &self.exchange;
+        for cid in self.seeking.due(self.now, |cid| exchange.wants(cid)) {
+            self.find_providers(cid);
+        }
+        if let Some(peer) = self.crowd.surplus(self.now, &self.me, self.connections) {
+            self.disconnected(peer);
+            self.effects.push_back(Effect::Disconnect {
+                peer,
+                reason: "there are more connections than are needed".to_owned(),
+            });
+        }
         self.announce();
     }
 
@@ -1397,16 +1414,21 @@ impl Device {
                         message,
                     });
                 }
-                exchange::Effect::Load { peer, cid, block } => self
-                    .effects
-                    .push_back(Effect::LoadBlock { peer, cid, block }),
+                exchange::Effect::Load { peer, cid, block } => {
+                    if block {
+                        self.is_of_use(peer);
+                    }
+                    self.effects
+                        .push_back(Effect::LoadBlock { peer, cid, block });
+                }
                 exchange::Effect::Got {
                     requests,
                     cid,
                     block,
                     from,
                 } => {
-                    self.sought.remove(&cid);
+                    self.seeking.forget(&cid);
+                    self.is_of_use(from);
                     self.effects.push_back(Effect::Got {
                         requests,
                         cid,
@@ -1415,11 +1437,8 @@ impl Device {
                     });
                 }
                 exchange::Effect::Unavailable { request, cid } => {
-                    if self.sought.len() < SOUGHT_MAX
-                        && self.sought.insert(cid)
-                        && let Some(key) = self.key_of(&Subject::Root(cid))
-                    {
-                        self.effects.push_back(Effect::FindProviders(key.0));
+                    if self.seeking.lacks(self.now, cid) {
+                        self.find_providers(cid);
                     }
                     self.effects.push_back(Effect::Unavailable { request, cid });
                 }
@@ -1427,7 +1446,7 @@ impl Device {
                     self.effects.push_back(Effect::Sought { request, cid });
                 }
                 exchange::Effect::Held { requests, cid } => {
-                    self.sought.remove(&cid);
+                    self.seeking.forget(&cid);
                     self.effects.push_back(Effect::Held { requests, cid });
                 }
                 // Not taken on is as good as not to be had.
@@ -1439,6 +1458,18 @@ impl Device {
                     self.effects.push_back(Effect::Disconnect { peer, reason });
                 }
             }
+        }
+    }
+
+    fn is_of_use(&mut self, peer: DeviceId) {
+        if self.connected.contains(&peer) {
+            self.crowd.used(self.now, peer);
+        }
+    }
+
+    fn find_providers(&mut self, cid: Cid) {
+        if let Some(key) = self.key_of(&Subject::Root(cid)) {
+            self.effects.push_back(Effect::FindProviders(key.0));
         }
     }
 

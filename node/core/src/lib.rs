@@ -14,10 +14,12 @@
 pub mod ages;
 pub mod book;
 pub mod collect;
+mod crowd;
 pub mod device;
 mod group;
 pub mod policy;
 pub mod retirement;
 mod routing;
+mod seeking;
 mod steady;
 pub mod upkeep;

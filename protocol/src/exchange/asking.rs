@@ -504,6 +504,10 @@ impl Asking {
         self.arm(peer);
     }
 
+    pub(super) fn wants(&self, cid: &Cid) -> bool {
+        self.by_cid.contains_key(cid)
+    }
+
     pub(super) fn wants_len(&self) -> usize {
         self.wants.len()
     }

@@ -70,7 +70,8 @@ fn in_units(text: &str, units: &[(&str, u64)], wanted: &str) -> Result<u64, Stri
     let read = || {
         let (thousandths, unit) = measured(text)?;
         let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
-        Some(thousandths.checked_mul(*factor)? / 1000)
+        let all = u128::from(thousandths) * u128::from(*factor) / 1000;
+        u64::try_from(all).ok()
     };
     read().ok_or_else(|| format!("`{text}` is no {wanted}"))
 }
@@ -115,8 +116,9 @@ impl TryFrom<String> for Size {
             ("KB", 1000),
             ("MB", 1_000_000),
             ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
         ];
-        let wanted = "size, which looks like 300B, 4KB or 1.5MB";
+        let wanted = "size, which looks like 300B, 4KB, 1.5MB or 2TB";
         in_units(&text, &units, wanted).map(Self)
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Harm".
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Command};
@@ -239,6 +239,7 @@ impl World {
             author,
             bytes,
             seen,
+            comes: BTreeMap::new(),
         };
         self.messages.insert(self.next, rumour);
         self.published.push_back((self.now, self.next));

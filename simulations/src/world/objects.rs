@@ -19,6 +19,8 @@ use kith_object::tree::FileKind;
 
 use super::{Promise, World, change_command, tree_path};
 
+/// Reads at the end, all devices together.
+const READS_MAX: usize = 20_000;
 /// Blocks a fetch asks for at once.
 const FETCH_WINDOW: usize = 32;
 
@@ -33,10 +35,14 @@ pub(super) struct Fetch {
 }
 
 impl World {
-    /// Has a device read every promised object, from its own disk or from others.
-    pub fn read_all(&mut self, device: usize) {
+    /// Has a device read every promised object, from its own disk or from others. In a large mesh each reads some of them, evenly spread, so that all
+    /// together read no more than [`READS_MAX`], and at least one each: as many devices read each object as read any other, but for one.
+    pub fn read_all(&mut self, (nth, devices): (usize, usize), device: usize) {
         let owed: Vec<Promise> = self.owed().cloned().collect();
-        for promise in owed {
+        let step = (owed.len() * devices)
+            .div_ceil(READS_MAX)
+            .clamp(1, owed.len().max(1));
+        for promise in owed.into_iter().skip(nth % step).step_by(step) {
             self.fetch(device, promise);
         }
     }
