@@ -146,6 +146,7 @@ struct FaultText {
     groups: Option<Vec<Vec<Spanned<String>>>>,
     jump: Option<Spanned<Signed>>,
     age: Option<Spanned<Range<Length>>>,
+    loss: Option<Spanned<Share>>,
     chance: Option<Spanned<Share>>,
 }
 
@@ -632,6 +633,14 @@ impl Reading {
             ("removed", None) => Wrong::Removed,
             ("rot", None) => Wrong::Rot,
             ("paused", None) => Wrong::Paused,
+            ("moved", None) => Wrong::Moved,
+            ("storm", None) => match &text.loss {
+                Some(loss) if loss.get_ref().0 > LOSS_MAX => {
+                    return bad(loss, "nothing gets through where more than half is lost");
+                }
+                Some(loss) => Wrong::Storm(loss.get_ref().0),
+                None => return bad(&text.what, "say how many packets are lost: `loss`"),
+            },
             ("restored", None) => match &text.age {
                 Some(age) => {
                     let Range(least, most) = *age.get_ref();
@@ -652,14 +661,14 @@ impl Reading {
             ("clock", None) => return bad(&text.what, "say how far the clock jumps: `jump`"),
             (
                 "partition" | "crash" | "unlucky" | "away" | "removed" | "rot" | "paused"
-                | "restored",
+                | "restored" | "moved" | "storm",
                 Some(jump),
             ) => {
                 return bad(jump, "`jump` is for clock");
             }
             _ => {
                 let what = format!(
-                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed, rot, paused and restored"
+                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed, rot, paused, restored, moved and storm"
                 );
                 return bad(&text.what, what);
             }
@@ -676,15 +685,22 @@ impl Reading {
         if let (Some(age), false) = (&text.age, matches!(wrong, Wrong::Restored(_))) {
             return bad(age, "`age` is for restored");
         }
+        if let (Some(loss), false) = (&text.loss, matches!(wrong, Wrong::Storm(_))) {
+            return bad(loss, "`loss` is for storm");
+        }
+        if let (Some(devices), Wrong::Storm(_)) = (&text.devices, &wrong) {
+            let place = devices.first().unwrap_or(&text.what);
+            return bad(place, "a storm is everywhere: leave `devices` out");
+        }
         if let (Some(groups), false) = (&text.groups, matches!(wrong, Wrong::Partition(_))) {
             let place = groups.iter().flatten().next().unwrap_or(&text.what);
             return bad(place, "`groups` is for partition");
         }
         let lasts = match (&text.lasts, &wrong) {
-            (Some(lasts), Wrong::Clock(_) | Wrong::Removed | Wrong::Rot | Wrong::Restored(_)) => {
+            (Some(lasts), wrong) if !wrong.ends() => {
                 return bad(lasts, "this does not end: leave `lasts` out");
             }
-            (None, Wrong::Clock(_) | Wrong::Removed | Wrong::Rot | Wrong::Restored(_)) => (0, 0),
+            (None, wrong) if !wrong.ends() => (0, 0),
             (Some(lasts), _) => {
                 let Range(least, most) = *lasts.get_ref();
                 if least.0 > most.0 || most.0 > LENGTH_MAX {
@@ -952,6 +968,24 @@ between = ['1m', '2m']
                 "what = 'rot'\nage = '1m'",
                 42,
                 "`age` is for restored",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'storm'\nlasts = '1m'",
+                41,
+                "`loss`",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'storm'\nloss = '60%'\nlasts = '1m'",
+                42,
+                "more than half",
+            ),
+            (
+                "what = 'clock'\njump = '+2h'",
+                "what = 'moved'\nlasts = '1m'",
+                42,
+                "does not end",
             ),
             (
                 "what = 'clock'\njump = '+2h'",

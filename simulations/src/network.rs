@@ -20,6 +20,8 @@ const AGAIN_MS: u64 = 200;
 /// Packets under way on a connection that loses some: by the usual law, 1.22 divided by the root of the loss, in thousandths.
 const WINDOW: u64 = 1220;
 
+/// More than that is never lost, of a million, in whatever storms.
+const LOSS_MAX: u64 = 500_000;
 /// What takes longer is late.
 const LATE: Span = Span::from_secs(2);
 
@@ -34,6 +36,8 @@ pub struct Network {
     rates: Vec<(Option<u64>, Option<u64>)>,
     paths: BTreeMap<(usize, usize), Path>,
     path: Path,
+    /// Packets lost besides, of a million.
+    storm: u64,
     /// When each site's line out, and in, is free.
     free: Vec<(Micros, Micros)>,
     /// When each connection that loses packets has room again, and when its last message arrives.
@@ -59,6 +63,7 @@ impl Network {
             rates: plan.sites.iter().map(|site| (site.up, site.down)).collect(),
             paths: plan.paths.iter().copied().collect(),
             path: plan.path,
+            storm: 0,
             free: vec![(0, 0); plan.sites.len()],
             pipes: BTreeMap::new(),
             late: BTreeMap::new(),
@@ -69,7 +74,20 @@ impl Network {
         }
     }
 
+    /// So many more packets of a million are lost everywhere from now on, or fewer again.
+    pub fn storm(&mut self, more: u64, fewer: u64) {
+        self.storm = (self.storm + more).saturating_sub(fewer);
+    }
+
     fn path(&self, from: usize, to: usize) -> Path {
+        let path = self.path_at_rest(from, to);
+        Path {
+            loss: (path.loss + self.storm).min(LOSS_MAX),
+            ..path
+        }
+    }
+
+    fn path_at_rest(&self, from: usize, to: usize) -> Path {
         let site = |device: usize| self.site_of.get(device).copied().unwrap_or(0);
         let (one, other) = (site(from), site(to));
         if one == other {

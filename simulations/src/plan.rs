@@ -153,8 +153,22 @@ pub enum Wrong {
     Rot,
     /// A device's disk is put back to what it was so long before.
     Restored((Span, Span)),
+    /// A device is somewhere else: reached at another address, and at the old one no more.
+    Moved,
+    /// More packets are lost everywhere, so many of a million.
+    Storm(u64),
     /// A device stands still: nothing it is told gets through to it, and then all does.
     Paused,
+}
+
+impl Wrong {
+    /// Whether it lasts and then ends.
+    pub fn ends(&self) -> bool {
+        !matches!(
+            self,
+            Self::Clock(_) | Self::Removed | Self::Rot | Self::Restored(_) | Self::Moved
+        )
+    }
 }
 
 /// What goes wrong, where and when.

@@ -222,6 +222,9 @@ fn lane(page: &mut String, record: &Record, (place, name): (usize, &str), end: u
                 "was put back to a backup",
                 *at,
             ),
+            Mark::Moves => dot(&mut signs, x, top, "#cc79a7", "went elsewhere", *at),
+            Mark::Storms(true) => dot(&mut signs, x, top, "#56b4e9", "a storm begins", *at),
+            Mark::Storms(false) => dot(&mut signs, x, top, "#56b4e9", "the storm is over", *at),
             Mark::Pauses => dot(&mut signs, x, top, "#666", "stood still", *at),
             Mark::Harms(how) => dot(
                 &mut signs,

@@ -208,6 +208,14 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
             world.at(Span(at.0.saturating_sub(age)), Act::Backup(device));
             world.at(at, Act::Restore(device));
         }
+        Wrong::Moved => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Relocate(device));
+        }
+        Wrong::Storm(loss) => {
+            world.at(at, Act::Storm(*loss));
+            world.at(ends, Act::Calm(*loss));
+        }
         Wrong::Paused => {
             let device = one(&fault.devices, rng);
             world.at(at, Act::Pause(device, Span(ends.0 - at.0)));

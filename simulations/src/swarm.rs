@@ -174,6 +174,16 @@ impl Draft {
                 "[[fault]]\nwhat = 'paused'\nlasts = '100ms..3m'\ncount = {count}\n"
             ));
         }
+        if whether(4, rng) {
+            let count = 1 + rng.below(6);
+            parts.push(format!("[[fault]]\nwhat = 'moved'\ncount = {count}\n"));
+        }
+        if whether(4, rng) {
+            let (loss, count) = (1 + rng.below(40), 1 + rng.below(5));
+            parts.push(format!(
+                "[[fault]]\nwhat = 'storm'\nloss = '{loss}%'\nlasts = '1s..10m'\ncount = {count}\n"
+            ));
+        }
         Self { head, parts }
     }
 

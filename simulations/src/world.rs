@@ -85,7 +85,12 @@ enum Event {
         bytes: Bytes,
     },
     /// A dial comes about, if the two can reach each other.
-    Dialled { from: usize, to: usize },
+    Dialled {
+        from: usize,
+        to: usize,
+        /// At the address where it is.
+        rightly: bool,
+    },
     /// A gossip message reaches a device from a neighbour.
     Gossip {
         from: usize,
@@ -149,6 +154,12 @@ pub enum Act {
     Restore(usize),
     /// It stands still for so long.
     Pause(usize, Span),
+    /// It is reached at another address from now on.
+    Relocate(usize),
+    /// So many more packets of a million are lost.
+    Storm(u64),
+    /// That is over.
+    Calm(u64),
     /// It harms others.
     Harm(usize, Harm),
     /// Its clock jumps, by so many milliseconds.
@@ -189,6 +200,10 @@ pub struct Slot {
     paused: Time,
     /// What it was told meanwhile, in order.
     held: VecDeque<Event>,
+    /// How often it went elsewhere.
+    moves: u64,
+    /// Where it knows the others to be, as it had that kept.
+    book: Option<Bytes>,
 }
 
 impl Slot {
@@ -354,6 +369,8 @@ impl World {
                 backup: None,
                 paused: START,
                 held: VecDeque::new(),
+                moves: 0,
+                book: None,
                 clock: Clock {
                     ahead: of.skew,
                     drift: of.drift,
@@ -507,8 +524,27 @@ impl World {
             self.go_on(device);
             self.start(device);
         }
+        self.network.storm(0, u64::MAX);
+        self.bring_together();
         self.mark(0, Mark::AllWell);
         self.trace.note(self.now, 0, format_args!("all is well"));
+    }
+
+    /// Whoever went elsewhere is seen by all, as in one local network: two that went at the same time, and knew nobody else, would never meet.
+    fn bring_together(&mut self) {
+        let moved = |(place, slot): (usize, &Slot)| (slot.moves > 0).then_some(place);
+        let moved: Vec<usize> = self.slots.iter().enumerate().filter_map(moved).collect();
+        for of in moved {
+            for device in 0..self.slots.len() {
+                let sighted = Input::Sighted {
+                    device: self.id(of),
+                    addrs: vec![self.address(of)],
+                };
+                if device != of {
+                    self.input(device, sighted);
+                }
+            }
+        }
     }
 
     /// Events so far.
@@ -697,16 +733,15 @@ impl World {
                 };
                 self.input(to, received);
             }
-            Event::Dialled { from, to } => {
-                self.connect(from, to);
+            Event::Dialled { from, to, rightly } => {
+                if rightly {
+                    self.connect(from, to);
+                }
                 if !self.connections.contains_key(&pair(from, to)) {
                     let peer = self.id(to);
                     // Whoever is not there does not even refuse.
-                    let wait = if self.reach(from, to) {
-                        0
-                    } else {
-                        DIAL_PATIENCE
-                    };
+                    let refused = rightly && self.reach(from, to);
+                    let wait = if refused { 0 } else { DIAL_PATIENCE };
                     self.later((wait, wait), from, Input::Unreachable(peer));
                 }
             }
@@ -833,8 +868,8 @@ impl World {
             resealed: self.resealed.clone(),
         };
         let mut machine = Device::open(local, setup, &entries);
-        // Everyone knows where everyone is; how that is learnt is not what these runs are about.
-        machine.recall(&self.book);
+        // Everyone knows where everyone was at first.
+        machine.recall(slot.book.as_ref().unwrap_or(&self.book));
         if let Some(slot) = self.slots.get_mut(device) {
             slot.life += 1;
             slot.since = now;
@@ -847,7 +882,31 @@ impl World {
         self.mark(device, Mark::Starts);
         self.trace.note(now, device, format_args!("starts"));
         self.keeps_its_word(device);
-        self.input(device, Input::Listening(vec![format!("sim/{device}")]));
+        self.input(device, Input::Listening(vec![self.address(device)]));
+    }
+
+    /// Where a device is reached now.
+    fn address(&self, device: usize) -> String {
+        match self.slots.get(device).map_or(0, |slot| slot.moves) {
+            0 => format!("sim/{device}"),
+            moves => format!("sim/{device}/{moves}"),
+        }
+    }
+
+    /// A device is reached somewhere else from now on.
+    fn relocate(&mut self, device: usize) {
+        if let Some(slot) = self.slots.get_mut(device) {
+            slot.moves += 1;
+        }
+        self.mark(device, Mark::Moves);
+        let address = self.address(device);
+        self.trace
+            .note(self.now, device, format_args!("moves to {address}"));
+        let peers: Vec<usize> = self.neighbours(device).collect();
+        for peer in peers {
+            self.disconnect(device, peer);
+        }
+        self.input(device, Input::Listening(vec![address]));
     }
 
     /// Ends a device's run, by a power cut or in order.
@@ -967,6 +1026,16 @@ impl World {
                     slot.paused = slot.paused.max(until);
                 }
                 self.push(until, Event::GoOn(device));
+            }
+            Act::Relocate(device) => self.relocate(device),
+            Act::Storm(loss) => {
+                self.mark(0, Mark::Storms(true));
+                self.trace.note(self.now, 0, format_args!("storms"));
+                self.network.storm(loss, 0);
+            }
+            Act::Calm(loss) => {
+                self.mark(0, Mark::Storms(false));
+                self.network.storm(0, loss);
             }
             Act::Harm(device, harm) => self.harm(device, harm),
             Act::Partition(number, groups) => {
@@ -1144,11 +1213,14 @@ impl World {
                     self.disconnect(device, peer);
                 }
             }
-            Effect::Dial { device: to, .. } => {
+            Effect::Dial { device: to, addrs } => {
                 if let Some(to) = self.by_id.get(&to).copied() {
                     // TCP and Noise: there, back, there.
                     let way = 3 * self.network.latency(device, to, &mut self.rng);
-                    self.after((way, way), Event::Dialled { from: device, to });
+                    let from = device;
+                    // Without an address, the DHT is asked, which knows.
+                    let rightly = addrs.is_empty() || addrs.contains(&self.address(to));
+                    self.after((way, way), Event::Dialled { from, to, rightly });
                 }
             }
             Effect::Send {
@@ -1221,10 +1293,12 @@ impl World {
                 ..
             } => self.got(device, &requests, cid, &block),
             Effect::Held { requests, cid } => self.arrived(device, &requests, cid),
-            Effect::Unavailable { .. }
-            | Effect::Sought { .. }
-            | Effect::KeepBook(_)
-            | Effect::Settled => {}
+            Effect::Unavailable { .. } | Effect::Sought { .. } | Effect::Settled => {}
+            Effect::KeepBook(book) => {
+                if let Some(slot) = self.slots.get_mut(device) {
+                    slot.book = Some(book);
+                }
+            }
             Effect::Provide(key) => self.provide(device, key),
             Effect::FindProviders(key) => self.find_providers(device, key),
             Effect::PutRecord { key, record } => self.put_record(device, key, &record),

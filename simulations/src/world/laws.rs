@@ -2,7 +2,7 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Checks".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kith_crdt::chain::{DocumentKind, Entry};
@@ -27,6 +27,8 @@ const STAMP_SLACK: Span = Span::from_secs(1);
 pub(super) struct Laws {
     /// Entries that must count nowhere, and why.
     never: BTreeMap<EntryId, &'static str>,
+    /// Entries that honest devices wrote.
+    written: BTreeSet<EntryId>,
     /// The latest that the clock of an honest device has said.
     latest: Time,
     /// What honest devices wrote when they knew that a device was removed, and what they sealed it under: by that device.
@@ -92,7 +94,8 @@ impl World {
         let Ok(entry) = Entry::decode(bytes) else {
             return;
         };
-        if entry.header().author != author {
+        // A device that was put back to a backup is given what it wrote since by the others.
+        if entry.header().author != author || !self.laws.written.insert(entry.id()) {
             return;
         }
         let most = self.laws.latest + HLC_AHEAD_MAX + STAMP_SLACK;

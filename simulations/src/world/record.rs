@@ -36,6 +36,10 @@ pub enum Mark {
     Restored,
     /// It stands still for a while.
     Pauses,
+    /// It is somewhere else.
+    Moves,
+    /// Packets are lost everywhere from now on, or no more.
+    Storms(bool),
     /// It did harm.
     Harms(&'static str),
     /// It was removed from the mesh.
