@@ -99,7 +99,7 @@ fn timeline(page: &mut String, plan: &Plan, record: &Record, end: u64) {
     heading(
         page,
         "Events and faults",
-        "A row is a device: it runs (bar), reaches nobody (pale), or is down (nothing). Red: lost its power. Triangle: its clock jumped. Grey: the mesh is parted.",
+        "A row is a device: it runs (bar), reaches nobody (pale), or is down (nothing). Red: lost its power. Triangle: its clock jumped. Grey: the mesh is parted. Any other dot says what happened where the pointer rests on it.",
     );
     if shown < plan.devices.len() {
         let _ = writeln!(page, "<p class=note>The first {shown} devices.</p>");

@@ -38,7 +38,7 @@ const READ: (u64, u64) = (0, 4);
 /// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
 const EVENTS_PER_SECOND_MAX: u64 = 500;
-/// Inputs after each of which the machine's invariants are checked, which costs more than the input where much is under way; and how often from then on.
+/// Inputs after each of which the machine's invariants are checked, which costs more than the input where much is under way; and how often from then on, in meshes that are not large.
 const CHECKED_FIRST: u64 = 20_000;
 const CHECKED_EVERY: u64 = 31;
 /// Of wants and debts so many are looked through for each input that is checked; where there are more, fewer inputs are.
@@ -304,6 +304,8 @@ pub struct World {
     pub network: Network,
     /// Entries that not all honest devices have yet: when the first had it, and who has since when.
     spreading: BTreeMap<EntryId, (Time, BTreeMap<usize, Time>)>,
+    /// Entries that all had.
+    everywhere: BTreeSet<EntryId>,
     /// How many honest devices there are.
     everyone: usize,
     laws: Laws,
@@ -402,6 +404,7 @@ impl World {
             unlucky: Vec::new(),
             network: Network::new(plan),
             spreading: BTreeMap::new(),
+            everywhere: BTreeSet::new(),
             everyone: plan.devices.len() - hostile.len(),
             laws: Laws::default(),
             expelling: BTreeMap::new(),
@@ -1104,7 +1107,8 @@ impl World {
         self.let_through = None;
         let (now, local) = (self.now, self.clock(device));
         self.inputs += 1;
-        let mut checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(CHECKED_EVERY);
+        let every = CHECKED_EVERY.max(self.slots.len() as u64 / 4);
+        let mut checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(every);
         let mut credit = self.check_credit;
         let Some(running) = self.running(device) else {
             return;
@@ -1394,6 +1398,10 @@ impl World {
         if !self.is_honest(device) {
             return;
         }
+        // One that was everywhere may come once more to a device that lost it.
+        if self.everywhere.contains(&entry) {
+            return;
+        }
         let all = self.everyone;
         let (since, who) = self
             .spreading
@@ -1403,6 +1411,7 @@ impl World {
         if who.len() == all {
             self.delays.push(self.now.since(*since).as_ms());
             self.spreading.remove(&entry);
+            self.everywhere.insert(entry);
         }
     }
 
@@ -1419,10 +1428,12 @@ impl World {
         }
         let all = self.everyone;
         let (now, delays) = (self.now, &mut self.delays);
-        self.spreading.retain(|_, (since, who)| {
+        let everywhere = &mut self.everywhere;
+        self.spreading.retain(|entry, (since, who)| {
             who.remove(&device);
             if who.len() == all {
                 delays.push(now.since(*since).as_ms());
+                everywhere.insert(*entry);
             }
             who.len() < all && !who.is_empty()
         });
@@ -1457,6 +1468,15 @@ impl World {
             slot.disks = disks;
         }
         self.act(Act::Start(device));
+        let slot = self.slots.get(device);
+        let running = slot.and_then(|slot| slot.running.as_ref());
+        let has = |entry: &&EntryId| {
+            running.is_some_and(|running| running.device.replica().contains(entry))
+        };
+        let kept: Vec<EntryId> = self.spreading.keys().filter(has).copied().collect();
+        for entry in kept {
+            self.took(device, entry);
+        }
     }
 
     /// A bit turns over among a device's packs.

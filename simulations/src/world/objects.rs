@@ -20,7 +20,7 @@ use kith_object::tree::FileKind;
 use super::{Promise, World, change_command, tree_path};
 
 /// Reads at the end, all devices together.
-const READS_MAX: usize = 20_000;
+const READS_MAX: usize = 5_000;
 /// Blocks a fetch asks for at once.
 const FETCH_WINDOW: usize = 32;
 
