@@ -29,7 +29,7 @@ const JOINING_MAGIC: &[u8; 8] = b"kithjoi1";
 /// Magic, mesh, device keys, name, conversation, checksum; each of the two in the middle with its length.
 const JOINING_BYTES_MAX: u64 = 8 + 32 + 64 + 1 + 64 + 4 + (16 << 10) + 16;
 /// Largest sealed side file that is read.
-const SIDE_FILE_BYTES_MAX: u64 = 4 << 20;
+const SIDE_FILE_BYTES_MAX: u64 = 8 << 20;
 
 /// The folder all of a device's data is in.
 #[derive(Clone, Debug)]
@@ -669,5 +669,17 @@ mod tests {
             None
         );
         assert_eq!(home.read_sealed("other", &keys), None);
+        // As large as an address book gets, whatever others tell.
+        let mut book = kith_core::book::Book::default();
+        let addrs = |n: u64| (0..16).map(move |i| format!("{n}/{i:0>250}"));
+        for n in 0..2000_u64 {
+            let device = kith_object::id::DeviceId(blake3::hash(&n.to_le_bytes()).into());
+            let addrs: Vec<String> = addrs(n).collect();
+            book.learn(kith_object::time::Time(0), device, &addrs, false);
+        }
+        let book = book.encode();
+        assert!(book.len() > 4_000_000);
+        home.write_sealed("peers", &keys, &mut rng, &book).unwrap();
+        assert_eq!(home.read_sealed("peers", &keys), Some(book.to_vec()));
     }
 }

@@ -113,31 +113,9 @@ impl Network {
         rng: &mut Rng,
     ) -> (Time, Time) {
         let path = self.path(from, to);
-        let len = len as u64;
-        let packets = len.div_ceil(PACKET_BYTES).max(1);
-        let bytes = len + HEAD_BYTES + packets * 40;
-        self.messages += 1;
-        self.count((from, to), bytes, purpose);
-        let latency = self.latency(from, to, rng);
         let begin = now.0 * 1000;
-        let mut written = begin;
-        let site = |device: usize| self.site_of.get(device).copied().unwrap_or(0);
-        let (here, there) = (site(from), site(to));
-        let mut through = begin;
-        if here != there {
-            let micros = |rate: u64| bytes * 8 * 1_000_000 / rate.max(1);
-            let up = self.rates.get(here).and_then(|rates| rates.0);
-            if let (Some(rate), Some(free)) = (up, self.free.get_mut(here)) {
-                free.0 = free.0.max(begin) + micros(rate);
-                written = free.0;
-                through = written;
-            }
-            let down = self.rates.get(there).and_then(|rates| rates.1);
-            if let (Some(rate), Some(free)) = (down, self.free.get_mut(there)) {
-                free.1 = free.1.max(through) + micros(rate);
-                through = free.1;
-            }
-        }
+        let (packets, mut written, mut through) = self.occupy(begin, (from, to), len, purpose);
+        let latency = self.latency(from, to, rng);
         let mut late = 0;
         let pipe = self.pipes.entry((from, to)).or_default();
         if path.loss > 0 {
@@ -168,6 +146,56 @@ impl Network {
             *late = arrives.max(*late);
         }
         (Time(written.div_ceil(1000)), arrives)
+    }
+
+    /// A message goes out of which nobody takes notice: it takes its room on the lines, and no more is to be known of it.
+    pub fn send_in_vain(
+        &mut self,
+        now: Time,
+        way: (usize, usize),
+        len: usize,
+        purpose: &'static str,
+    ) {
+        self.occupy(now.0 * 1000, way, len, purpose);
+    }
+
+    /// How long one way takes at least.
+    pub fn least_latency(&self, from: usize, to: usize) -> Span {
+        Span(self.path_at_rest(from, to).latency.0)
+    }
+
+    /// Packets of a message, when it is through the line out of its site, and through that into the other.
+    fn occupy(
+        &mut self,
+        begin: Micros,
+        (from, to): (usize, usize),
+        len: usize,
+        purpose: &'static str,
+    ) -> (u64, Micros, Micros) {
+        let len = len as u64;
+        let packets = len.div_ceil(PACKET_BYTES).max(1);
+        let bytes = len + HEAD_BYTES + packets * 40;
+        self.messages += 1;
+        self.count((from, to), bytes, purpose);
+        let mut written = begin;
+        let site = |device: usize| self.site_of.get(device).copied().unwrap_or(0);
+        let (here, there) = (site(from), site(to));
+        let mut through = begin;
+        if here != there {
+            let micros = |rate: u64| bytes * 8 * 1_000_000 / rate.max(1);
+            let up = self.rates.get(here).and_then(|rates| rates.0);
+            if let (Some(rate), Some(free)) = (up, self.free.get_mut(here)) {
+                free.0 = free.0.max(begin) + micros(rate);
+                written = free.0;
+                through = written;
+            }
+            let down = self.rates.get(there).and_then(|rates| rates.1);
+            if let (Some(rate), Some(free)) = (down, self.free.get_mut(there)) {
+                free.1 = free.1.max(through) + micros(rate);
+                through = free.1;
+            }
+        }
+        (packets, written, through)
     }
 
     /// Counts bytes that went from one device to another.

@@ -1535,12 +1535,19 @@ impl World {
             return;
         };
         let (bytes, way) = (&rumour.bytes, (device, to));
+        let soonest = self.now + self.network.least_latency(device, to);
+        let comes = rumour.comes.get(&to).is_some_and(|at| *at <= soonest);
+        if comes || rumour.seen.contains_key(&to) {
+            self.network
+                .send_in_vain(self.now, way, bytes.len(), "gossip");
+            return;
+        }
         let (_, arrives) = self
             .network
             .send(self.now, way, bytes.len(), "gossip", &mut self.rng);
         let lost = self.gossip_lost > 0 && self.rng.below(1_000_000) < self.gossip_lost;
         let comes = rumour.comes.get(&to).is_some_and(|at| *at <= arrives);
-        if !lost && !comes && !rumour.seen.contains_key(&to) {
+        if !lost && !comes {
             rumour.comes.insert(to, arrives);
             let from = device;
             self.push(arrives, Event::Gossip { from, to, message });
