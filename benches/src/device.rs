@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::peak_bytes;
+
 /// A device served by a process.
 pub struct Served {
     program: PathBuf,
@@ -99,11 +101,7 @@ impl Served {
     /// # Errors
     /// If the system does not tell.
     pub fn peak_memory(&self) -> io::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kib.map(|kib| kib * 1024)
-            .ok_or_else(|| io::Error::other("the system does not tell the memory"))
+        peak_bytes(&self.daemon.id().to_string())
     }
 
     /// CPU time the process took so far.

@@ -71,6 +71,18 @@ pub fn resident_bytes(process: &str) -> u64 {
     pages.unwrap_or(0) * 4096_u64
 }
 
+/// The most memory a process had so far, in bytes; `self` is this one.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn peak_bytes(process: &str) -> std::io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| std::io::Error::other("the system does not tell the memory"))
+}
+
 /// How busy the machine was over the last minute, since a figure says little without it.
 pub fn load_average() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

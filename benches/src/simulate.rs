@@ -4,7 +4,7 @@ use std::io;
 
 use kith_simulations::scenario;
 
-use crate::cpu_seconds;
+use crate::{cpu_seconds, peak_bytes};
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -61,17 +61,9 @@ pub fn measure(text: &str, seed: u64) -> io::Result<Figures> {
         events: report.events,
         messages: report.messages,
         cpu,
-        peak: peak_bytes()?,
+        peak: peak_bytes("self")?,
         failures: report.failures,
     })
-}
-
-fn peak_bytes() -> io::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024)
-        .ok_or_else(|| io::Error::other("the system does not tell the peak of memory"))
 }
 
 #[cfg(test)]
