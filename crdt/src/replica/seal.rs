@@ -59,20 +59,23 @@ pub struct Resealed(Arc<Mutex<BTreeMap<Asked, [u8; 32]>>>);
 type Asked = ([u8; 32], AgreeKey, KeyPart);
 
 impl Resealed {
-    fn print(
+    /// Hashes of the envelopes of these keys, by recipient: what goes into all of them is hashed once.
+    fn prints(
         &self,
         space: &SpaceId,
         epoch: EpochId,
-        (recipient, part): (AgreeKey, KeyPart),
+        part: KeyPart,
         keys: &[u8; PART_LEN],
-    ) -> [u8; 32] {
+    ) -> impl Fn(AgreeKey) -> [u8; 32] {
         let material = Zeroizing::new([space.0.as_slice(), &epoch.0, keys.as_slice()].concat());
         let of = derive("kith resealed 1", &material);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *known.entry((of, recipient, part)).or_insert_with(|| {
-            let made = Envelope::seal(space, epoch, recipient, part, keys);
-            made.map_or([0; 32], |made| made.fingerprint())
-        })
+        move |recipient| {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *known.entry((of, recipient, part)).or_insert_with(|| {
+                let made = Envelope::seal(space, epoch, recipient, part, keys);
+                made.map_or([0; 32], |made| made.fingerprint())
+            })
+        }
     }
 }
 
@@ -243,6 +246,7 @@ impl Replica {
             .filter(|(_, of)| *of == part)
             .map(|(to, _)| *to)
             .collect();
+        let print = self.resealed.prints(&self.space, *epoch, part, &keys);
         let places = self.verdict.envelopes.get(epoch);
         let contents = places
             .into_iter()
@@ -258,10 +262,7 @@ impl Replica {
             if !missing.contains(&envelope.recipient) {
                 continue;
             }
-            let expected =
-                self.resealed
-                    .print(&self.space, *epoch, (envelope.recipient, part), &keys);
-            if expected == envelope.fingerprint() {
+            if print(envelope.recipient) == envelope.fingerprint() {
                 missing.remove(&envelope.recipient);
             }
         }
