@@ -1,6 +1,7 @@
 //! What a simulated device has on disk: packs and the log of entries, by the very engine of the real one.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 use bytes::Bytes;
 use kith_crdt::chain::Entry;
@@ -8,7 +9,7 @@ use kith_object::disk::{Crash, SimDisk};
 use kith_object::id::{Cid, EntryId, SpaceId};
 use kith_object::index::MemIndex;
 use kith_object::key::Rng;
-use kith_object::log::Log;
+use kith_object::log::{Log, LogError};
 use kith_object::store::{Store, StoreConfig, StoreError};
 
 /// Packs on one simulated disk, the log on another, as they are in two folders on a real one.
@@ -37,6 +38,7 @@ impl Storage {
         match self.store.get(cid) {
             Ok(block) => block,
             Err(StoreError::Corrupt { .. }) => None,
+            Err(StoreError::Read { source, .. }) if source.kind() == ErrorKind::InvalidData => None,
             Err(error) => panic!("a disk that does not fail reads: {error}"),
         }
     }
@@ -45,37 +47,90 @@ impl Storage {
 /// Name of the log.
 const LOG: &str = "entries.log";
 
+/// Why a device does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The packs do not open.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The log does not open.
+    #[error(transparent)]
+    Log(LogError),
+}
+
 impl Disks {
+    /// Empty ones, of which the packs may take so many bytes.
+    pub fn of(capacity: Option<u64>) -> Self {
+        let disks = Self::default();
+        disks.leave_room(capacity, None);
+        disks
+    }
+
+    /// Leaves so much room beside what is there, or else as much as the packs may take.
+    pub fn leave_room(&self, capacity: Option<u64>, room: Option<u64>) {
+        let most = capacity.unwrap_or(u64::MAX);
+        let left = |disk: &SimDisk| room.map(|room| disk.used().saturating_add(room));
+        self.packs
+            .set_capacity(left(&self.packs).unwrap_or(most).min(most));
+        self.log.set_capacity(left(&self.log).unwrap_or(u64::MAX));
+    }
+
+    /// Lets the next time fail at which either makes something durable.
+    pub fn fail_next_sync(&self) {
+        self.packs.fail_next_sync();
+        self.log.fail_next_sync();
+    }
+
+    /// Takes back what was to fail and has not.
+    pub fn mend(&self) {
+        self.packs.heal();
+        self.log.heal();
+    }
+
     /// Opens what is there, as a starting process does; returns the entries found too.
     ///
+    /// # Errors
+    /// [`OpenError`] where the disk has no room or fails just then.
+    ///
     /// # Panics
-    /// If the storage does not open: after whatever crash, it must.
-    pub fn open(&self, space: SpaceId) -> (Storage, Vec<Bytes>) {
+    /// If the storage does not open for any other reason: after whatever crash, it must.
+    pub fn open(&self, space: SpaceId) -> Result<(Storage, Vec<Bytes>), OpenError> {
         let config = StoreConfig::new(space);
-        let (store, _) = Store::open(self.packs.clone(), MemIndex::new(), config)
-            .expect("the store opens after any crash");
+        let faulty = self.packs.is_faulty() || self.log.is_faulty();
+        let (store, _) = match Store::open(self.packs.clone(), MemIndex::new(), config) {
+            Err(error) if faulty => return Err(OpenError::Store(error)),
+            opened => opened.expect("the store opens after any crash"),
+        };
         let mut entries = Vec::new();
         let mut offsets = BTreeMap::new();
-        let (log, _) = Log::open_each(self.log.clone(), LOG, |offset, bytes| {
+        let opened = Log::open_each(self.log.clone(), LOG, |offset, bytes| {
             if let Ok(entry) = Entry::decode(&bytes) {
                 offsets.insert(entry.id(), offset);
             }
             entries.push(bytes);
-        })
-        .expect("the log opens after any crash");
-        (
-            Storage {
-                store,
-                log,
-                offsets,
-            },
-            entries,
-        )
+        });
+        let (log, _) = match opened {
+            Err(error) if faulty => return Err(OpenError::Log(error)),
+            opened => opened.expect("the log opens after any crash"),
+        };
+        let storage = Storage {
+            store,
+            log,
+            offsets,
+        };
+        Ok((storage, entries))
     }
 
-    /// Lets a bit of a pack turn over, if there is one; answers of which file, and which.
-    pub fn rot(&self, rng: &mut Rng) -> Option<(String, u64)> {
-        self.packs.flip_random(rng)
+    /// Lets a bit of a pack turn over, if there is one; answers what happened.
+    pub fn rot(&self, rng: &mut Rng) -> Option<String> {
+        let (file, bit) = self.packs.flip_random(rng)?;
+        Some(format!("bit {bit} of {file} turn over"))
+    }
+
+    /// Lets a sector of a pack be lost, if there is one; answers what happened.
+    pub fn lose_sector(&self, rng: &mut Rng) -> Option<String> {
+        let (file, sector) = self.packs.lose_random(rng)?;
+        Some(format!("sector {sector} of {file} lost"))
     }
 
     /// A backup of both, as they are now.

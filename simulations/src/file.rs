@@ -2,31 +2,28 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Scenarios".
 
+mod faults;
+mod lines;
+mod text;
 mod units;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use kith_object::time::Span;
-use serde::Deserialize;
 use toml::Spanned;
 
-use self::units::{DAY, Hours, Length, MINUTE, Range, Rate, SECOND, Share, Signed, Size};
+use self::lines::{FAR, loss, way};
+use self::text::{DeviceText, File, HarmText, TimesText, WorkText};
+use self::units::{DAY, Hours, Length, Range, SECOND, Size};
 use crate::plan::{
-    DevicePlan, Doing, Fault, Harm, HarmPlan, Path, Plan, Site, Times, When, Work, Wrong,
+    DevicePlan, Doing, Harm, HarmPlan, Nat, Path, Plan, Site, Times, When, Work, Wrong,
 };
 
 /// Most devices of a run.
 const DEVICES_MAX: usize = 10_000;
 /// Longest run: ten years.
 const LENGTH_MAX: u64 = 10 * 366 * DAY;
-/// Longest one-way latency: further than any satellite.
-const LATENCY_MAX: u64 = 10_000;
-/// Bits a second that a line may carry.
-const RATE_MIN: u64 = 1_000;
-const RATE_MAX: u64 = 1_000_000_000_000;
-/// Packets lost, of a million.
-const LOSS_MAX: u64 = 500_000;
 /// Things that people do in one run, and bytes that they put.
 const DOINGS_MAX: u64 = 5_000_000;
 const BYTES_MAX: u64 = 64 << 30;
@@ -34,6 +31,11 @@ const BYTES_MAX: u64 = 64 << 30;
 const FILE_MAX: u64 = 256 << 20;
 /// Furthest that a clock may be off: ten years.
 const SKEW_MAX: u64 = LENGTH_MAX;
+/// What a processor takes for an input, and a disk for an access.
+const ACCESS_MAX: u64 = 10 * SECOND;
+/// Reading from a disk, and writing to the log with its fsync, milliseconds.
+const READS: (u64, u64) = (0, 4);
+const SYNCS: (u64, u64) = (1, 12);
 /// Bytes: an exabyte.
 const CAPACITY_MAX: u64 = 1_000_000_000_000_000_000;
 
@@ -47,118 +49,6 @@ pub struct FileError {
     pub line: usize,
     /// What is wrong.
     pub what: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
-    #[serde(default)]
-    about: String,
-    duration: Option<Spanned<Length>>,
-    #[serde(default = "five_minutes")]
-    settle: Spanned<Length>,
-    #[serde(default = "five_minutes")]
-    read: Spanned<Length>,
-    gossip_loss: Option<Spanned<Share>>,
-    #[serde(default)]
-    between: Way,
-    #[serde(default)]
-    site: Vec<SiteText>,
-    #[serde(default)]
-    link: Vec<LinkText>,
-    device: Spanned<Vec<DeviceText>>,
-    #[serde(default)]
-    work: Vec<Spanned<WorkText>>,
-    #[serde(default)]
-    fault: Vec<Spanned<FaultText>>,
-    #[serde(default)]
-    harm: Vec<HarmText>,
-}
-
-fn five_minutes() -> Spanned<Length> {
-    Spanned::new(0..0, Length(5 * MINUTE))
-}
-
-/// What lies between.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct Way {
-    latency: Option<Spanned<Range<Length>>>,
-    loss: Option<Spanned<Share>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SiteText {
-    name: Spanned<String>,
-    up: Option<Spanned<Rate>>,
-    down: Option<Spanned<Rate>>,
-    latency: Option<Spanned<Range<Length>>>,
-    loss: Option<Spanned<Share>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkText {
-    between: Spanned<Vec<Spanned<String>>>,
-    latency: Option<Spanned<Range<Length>>>,
-    loss: Option<Spanned<Share>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DeviceText {
-    name: Spanned<String>,
-    count: Option<Spanned<u64>>,
-    site: Option<Spanned<String>>,
-    #[serde(default)]
-    admin: bool,
-    skew: Option<Spanned<Signed>>,
-    drift: Option<Spanned<i64>>,
-    online: Option<Spanned<Hours>>,
-    capacity: Option<Spanned<Size>>,
-    fails: Option<Spanned<Share>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WorkText {
-    what: Spanned<String>,
-    devices: Option<Vec<Spanned<String>>>,
-    at: Option<Spanned<Length>>,
-    between: Option<Spanned<[Length; 2]>>,
-    count: Option<Spanned<u64>>,
-    every: Option<Spanned<Length>>,
-    size: Option<Spanned<Range<Size>>>,
-    files: Option<Spanned<u64>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FaultText {
-    what: Spanned<String>,
-    devices: Option<Vec<Spanned<String>>>,
-    at: Option<Spanned<Length>>,
-    between: Option<Spanned<[Length; 2]>>,
-    count: Option<Spanned<u64>>,
-    every: Option<Spanned<Length>>,
-    lasts: Option<Spanned<Range<Length>>>,
-    groups: Option<Vec<Vec<Spanned<String>>>>,
-    jump: Option<Spanned<Signed>>,
-    age: Option<Spanned<Range<Length>>>,
-    loss: Option<Spanned<Share>>,
-    chance: Option<Spanned<Share>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HarmText {
-    what: Spanned<String>,
-    devices: Vec<Spanned<String>>,
-    at: Option<Spanned<Length>>,
-    between: Option<Spanned<[Length; 2]>>,
-    count: Option<Spanned<u64>>,
-    every: Option<Spanned<Length>>,
 }
 
 /// Reads a scenario.
@@ -228,41 +118,10 @@ impl Reading {
             }
             None => {}
         }
-        let path = way(&file.between.latency, &file.between.loss, (1, 40))?;
-        let gossip_lost = match &file.gossip_loss {
-            Some(loss) if loss.get_ref().0 > LOSS_MAX => {
-                return bad(loss, "nothing spreads where more than half is lost");
-            }
-            loss => loss.as_ref().map_or(0, |loss| loss.get_ref().0),
-        };
-        let mut sites = Vec::new();
-        for site in &file.site {
-            let known = self.sites.insert(site.name.get_ref().clone(), sites.len());
-            if known.is_some() {
-                let what = format!("there are two sites `{}`", site.name.get_ref());
-                return bad(&site.name, what);
-            }
-            sites.push(Site {
-                name: site.name.get_ref().clone(),
-                up: rate(site.up.as_ref())?,
-                down: rate(site.down.as_ref())?,
-                inner: way(&site.latency, &site.loss, (1, 3))?,
-            });
-        }
-        let mut paths = BTreeMap::new();
-        for link in &file.link {
-            let [one, other] = link.between.get_ref().as_slice() else {
-                return bad(&link.between, "a link is between two sites");
-            };
-            let (a, b) = (self.site(one)?, self.site(other)?);
-            if a == b {
-                return bad(other, "a link is between two sites that are not the same");
-            }
-            let path = way(&link.latency, &link.loss, (1, 40))?;
-            if paths.insert((a.min(b), a.max(b)), path).is_some() {
-                return bad(one, "there are two links between these sites");
-            }
-        }
+        let path = way(&file.between.way(), FAR)?;
+        let gossip_lost = loss(file.gossip_loss.as_ref())?;
+        let mut sites = self.sites(&file)?;
+        let paths = self.links(&file)?;
         let devices = self.devices(&file.device, &mut sites)?;
         let mut works = Vec::new();
         let (mut doings, mut bytes) = (0_u64, 0_u64);
@@ -303,7 +162,7 @@ impl Reading {
         }
         let plan = Plan {
             name: name.to_owned(),
-            about: file.about,
+            about: file.about.clone(),
             length: Span(self.length),
             settle: Span(within(&file.settle, "settle", SECOND, LENGTH_MAX)?),
             read: Span(within(&file.read, "read", SECOND, LENGTH_MAX)?),
@@ -321,6 +180,7 @@ impl Reading {
         let staying = plan.devices.len() - plan.hostile().union(&plan.removed()).count();
         let removal = file.fault.iter().map(|fault| &fault.get_ref().what);
         let removal = removal.filter(|what| what.get_ref() == "removed");
+        self.all_meet(&file, &plan)?;
         match file
             .harm
             .iter()
@@ -333,6 +193,25 @@ impl Reading {
                 "fewer than two devices are left that mean well and are not removed",
             ),
             _ => Ok(plan),
+        }
+    }
+
+    /// Those behind routers meet, because somebody is reached from everywhere and relays.
+    fn all_meet(&self, file: &File, plan: &Plan) -> Result<(), Bad> {
+        let nat = |device: &DevicePlan| plan.sites.get(device.site).map(|site| site.nat);
+        let places: BTreeSet<usize> = plan.devices.iter().map(|device| device.site).collect();
+        let hidden = |device: &DevicePlan| nat(device) != Some(Nat::Open);
+        let absent: BTreeSet<usize> = plan.hostile().union(&plan.removed()).copied().collect();
+        let mut others = plan.devices.iter().enumerate();
+        let relays = others
+            .any(|(place, device)| !hidden(device) && device.relay && !absent.contains(&place));
+        if places.len() < 2 || relays || !plan.devices.iter().any(hidden) {
+            return Ok(());
+        }
+        let what = "no device is reached from everywhere and relays, so those behind routers at different sites never meet: let one that means well and stays be at a site with `nat = 'open'`";
+        match file.site.iter().find_map(|site| site.nat.as_ref()) {
+            Some(place) => bad(place, what),
+            None => bad(&file.device, what),
         }
     }
 
@@ -359,13 +238,7 @@ impl Reading {
         Ok(HarmPlan {
             harm,
             devices: named,
-            when: self.when(
-                &text.what,
-                text.at.as_ref(),
-                text.between.as_ref(),
-                text.count.as_ref(),
-                text.every.as_ref(),
-            )?,
+            when: self.when(&text.times())?,
         })
     }
 
@@ -388,10 +261,9 @@ impl Reading {
                 name: "home".to_owned(),
                 up: None,
                 down: None,
-                inner: Path {
-                    latency: (1, 40),
-                    loss: 0,
-                },
+                inner: Path::new(FAR),
+                nat: Nat::default(),
+                hours: Vec::new(),
             });
         }
         let mut devices = Vec::new();
@@ -440,6 +312,12 @@ impl Reading {
                 }
                 share => share.as_ref().map(|share| share.get_ref().0),
             };
+            let cpu = match &text.cpu {
+                Some(cpu) => within(cpu, "cpu", 0, ACCESS_MAX)?,
+                None => 0,
+            };
+            let reads = access(text.reads.as_ref(), "reads", READS)?;
+            let syncs = access(text.syncs.as_ref(), "syncs", SYNCS)?;
             for n in 1..=count {
                 let own = if text.count.is_some() {
                     format!("{name}-{n}")
@@ -469,6 +347,10 @@ impl Reading {
                         let Hours(from, to) = *hours.get_ref();
                         (from, to)
                     }),
+                    relay: text.relay.unwrap_or(true),
+                    cpu,
+                    reads,
+                    syncs,
                     capacity,
                     fails,
                 });
@@ -510,14 +392,14 @@ impl Reading {
         Ok(devices)
     }
 
-    fn when(
-        &self,
-        what: &Spanned<String>,
-        at: Option<&Spanned<Length>>,
-        between: Option<&Spanned<[Length; 2]>>,
-        count: Option<&Spanned<u64>>,
-        every: Option<&Spanned<Length>>,
-    ) -> Result<When, Bad> {
+    fn when(&self, text: &TimesText<'_>) -> Result<When, Bad> {
+        let TimesText {
+            what,
+            at,
+            between,
+            count,
+            every,
+        } = *text;
         let (from, to) = match (at, between) {
             (Some(_), Some(between)) => {
                 return bad(between, "`at` and `between` exclude each other");
@@ -599,131 +481,9 @@ impl Reading {
         Ok(Work {
             doing,
             devices: self.named(text.devices.as_ref())?,
-            when: self.when(
-                &text.what,
-                text.at.as_ref(),
-                text.between.as_ref(),
-                text.count.as_ref(),
-                text.every.as_ref(),
-            )?,
+            when: self.when(&text.times())?,
             size,
             files,
-        })
-    }
-
-    fn fault(&self, text: &FaultText) -> Result<Fault, Bad> {
-        let what = text.what.get_ref().as_str();
-        let wrong = match (what, &text.jump) {
-            ("partition", None) => {
-                let mut groups = Vec::new();
-                for group in text.groups.iter().flatten() {
-                    groups.push(self.named(Some(group))?);
-                }
-                Wrong::Partition(groups)
-            }
-            ("crash", None) => Wrong::Crash,
-            ("unlucky", None) => match &text.chance {
-                Some(chance) if chance.get_ref().0 <= 1_000_000 => {
-                    Wrong::Unlucky(chance.get_ref().0)
-                }
-                Some(chance) => return bad(chance, "`chance` is more than 100 %"),
-                None => return bad(&text.what, "say how often: `chance`"),
-            },
-            ("away", None) => Wrong::Away,
-            ("removed", None) => Wrong::Removed,
-            ("rot", None) => Wrong::Rot,
-            ("paused", None) => Wrong::Paused,
-            ("moved", None) => Wrong::Moved,
-            ("storm", None) => match &text.loss {
-                Some(loss) if loss.get_ref().0 > LOSS_MAX => {
-                    return bad(loss, "nothing gets through where more than half is lost");
-                }
-                Some(loss) => Wrong::Storm(loss.get_ref().0),
-                None => return bad(&text.what, "say how many packets are lost: `loss`"),
-            },
-            ("restored", None) => match &text.age {
-                Some(age) => {
-                    let Range(least, most) = *age.get_ref();
-                    if least.0 > most.0 || most.0 > self.length {
-                        return bad(
-                            age,
-                            "`age` is one length of time or two, the shorter first, of the run",
-                        );
-                    }
-                    Wrong::Restored((Span(least.0), Span(most.0)))
-                }
-                None => return bad(&text.what, "say how old the backup is: `age`"),
-            },
-            ("clock", Some(jump)) if jump.get_ref().0.unsigned_abs() <= SKEW_MAX => {
-                Wrong::Clock(jump.get_ref().0)
-            }
-            ("clock", Some(jump)) => return bad(jump, "`jump` is more than ten years"),
-            ("clock", None) => return bad(&text.what, "say how far the clock jumps: `jump`"),
-            (
-                "partition" | "crash" | "unlucky" | "away" | "removed" | "rot" | "paused"
-                | "restored" | "moved" | "storm",
-                Some(jump),
-            ) => {
-                return bad(jump, "`jump` is for clock");
-            }
-            _ => {
-                let what = format!(
-                    "`{what}` does not go wrong, but partition, crash, unlucky, away, clock, removed, rot, paused, restored, moved and storm"
-                );
-                return bad(&text.what, what);
-            }
-        };
-        if let (Some(chance), false) = (&text.chance, matches!(wrong, Wrong::Unlucky(_))) {
-            return bad(chance, "`chance` is for unlucky");
-        }
-        if matches!(wrong, Wrong::Unlucky(_)) && (text.count.is_some() || text.every.is_some()) {
-            return bad(
-                &text.what,
-                "`unlucky` has no `count` and no `every`, but `chance`",
-            );
-        }
-        if let (Some(age), false) = (&text.age, matches!(wrong, Wrong::Restored(_))) {
-            return bad(age, "`age` is for restored");
-        }
-        if let (Some(loss), false) = (&text.loss, matches!(wrong, Wrong::Storm(_))) {
-            return bad(loss, "`loss` is for storm");
-        }
-        if let (Some(devices), Wrong::Storm(_)) = (&text.devices, &wrong) {
-            let place = devices.first().unwrap_or(&text.what);
-            return bad(place, "a storm is everywhere: leave `devices` out");
-        }
-        if let (Some(groups), false) = (&text.groups, matches!(wrong, Wrong::Partition(_))) {
-            let place = groups.iter().flatten().next().unwrap_or(&text.what);
-            return bad(place, "`groups` is for partition");
-        }
-        let lasts = match (&text.lasts, &wrong) {
-            (Some(lasts), wrong) if !wrong.ends() => {
-                return bad(lasts, "this does not end: leave `lasts` out");
-            }
-            (None, wrong) if !wrong.ends() => (0, 0),
-            (Some(lasts), _) => {
-                let Range(least, most) = *lasts.get_ref();
-                if least.0 > most.0 || most.0 > LENGTH_MAX {
-                    return bad(
-                        lasts,
-                        "`lasts` is one length of time or two, the shorter first",
-                    );
-                }
-                (least.0, most.0)
-            }
-            (None, _) => return bad(&text.what, "say how long: `lasts`"),
-        };
-        Ok(Fault {
-            wrong,
-            devices: self.named(text.devices.as_ref())?,
-            when: self.when(
-                &text.what,
-                text.at.as_ref(),
-                text.between.as_ref(),
-                text.count.as_ref(),
-                text.every.as_ref(),
-            )?,
-            lasts: (Span(lasts.0), Span(lasts.1)),
         })
     }
 }
@@ -739,6 +499,22 @@ fn within(length: &Spanned<Length>, key: &str, least: u64, most: u64) -> Result<
     )
 }
 
+fn access(
+    given: Option<&Spanned<Range<Length>>>,
+    key: &str,
+    usual: (u64, u64),
+) -> Result<(u64, u64), Bad> {
+    let Some(given) = given else {
+        return Ok(usual);
+    };
+    let Range(least, most) = *given.get_ref();
+    if least.0 > most.0 || most.0 > ACCESS_MAX {
+        let what = format!("`{key}` is one time or two, the shorter first, up to {ACCESS_MAX}ms");
+        return bad(given, what);
+    }
+    Ok((least.0, most.0))
+}
+
 fn number(given: &Spanned<u64>, key: &str, least: u64, most: u64) -> Result<u64, Bad> {
     if (least..=most).contains(given.get_ref()) {
         return Ok(*given.get_ref());
@@ -750,269 +526,5 @@ fn number(given: &Spanned<u64>, key: &str, least: u64, most: u64) -> Result<u64,
     bad(given, what)
 }
 
-fn rate(given: Option<&Spanned<Rate>>) -> Result<Option<u64>, Bad> {
-    match given {
-        Some(rate) if !(RATE_MIN..=RATE_MAX).contains(&rate.get_ref().0) => bad(
-            rate,
-            format!("a line carries {RATE_MIN} to {RATE_MAX} bits a second"),
-        ),
-        given => Ok(given.map(|rate| rate.get_ref().0)),
-    }
-}
-
-fn way(
-    latency: &Option<Spanned<Range<Length>>>,
-    loss: &Option<Spanned<Share>>,
-    usual: (u64, u64),
-) -> Result<Path, Bad> {
-    let latency = match latency {
-        Some(latency) => {
-            let Range(least, most) = *latency.get_ref();
-            if least.0 > most.0 || most.0 > LATENCY_MAX {
-                return bad(
-                    latency,
-                    format!(
-                        "`latency` is one time or two, the shorter first, up to {LATENCY_MAX}ms"
-                    ),
-                );
-            }
-            (least.0, most.0)
-        }
-        None => usual,
-    };
-    let loss = match loss {
-        Some(loss) if loss.get_ref().0 > LOSS_MAX => {
-            return bad(loss, "nothing gets through where more than half is lost");
-        }
-        loss => loss.as_ref().map_or(0, |loss| loss.get_ref().0),
-    };
-    Ok(Path { latency, loss })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::units::HOUR;
-    use super::*;
-
-    const GOOD: &str = "about = 'three'
-duration = '2h'
-[[site]]
-name = 'house'
-up = '20Mbit/s'
-down = '100Mbit/s'
-[[site]]
-name = 'cloud'
-[[link]]
-between = ['house', 'cloud']
-latency = '15ms..40ms'
-loss = '0.1%'
-[[device]]
-name = 'desk'
-site = 'house'
-admin = true
-[[device]]
-name = 'laptop'
-site = 'house'
-count = 2
-online = '08:00-23:30'
-skew = '-3m'
-[[device]]
-name = 'box'
-site = 'cloud'
-[[work]]
-what = 'lifelog'
-devices = ['laptop']
-every = '1m'
-[[work]]
-what = 'photos'
-devices = ['laptop-2']
-at = '1.5h'
-size = '1KB..2KB'
-[[fault]]
-what = 'partition'
-groups = [['house'], ['box']]
-at = '10m'
-lasts = '5m..6m'
-[[fault]]
-what = 'clock'
-jump = '+2h'
-between = ['1m', '2m']
-";
-
-    #[test]
-    fn what_is_written_is_what_is_run() {
-        let plan = read("x", GOOD).unwrap();
-        assert_eq!(plan.length, Span(2 * HOUR));
-        assert_eq!(plan.settle, Span(5 * MINUTE));
-        let names: Vec<&str> = plan.devices.iter().map(|d| d.name.as_str()).collect();
-        assert_eq!(names, ["desk", "laptop-1", "laptop-2", "box"]);
-        let laptop = &plan.devices[1];
-        assert_eq!(
-            (laptop.online, laptop.skew, laptop.admin),
-            (Some((480, 1410)), -180_000, false)
-        );
-        assert_eq!(plan.sites[0].up, Some(20_000_000));
-        let path = Path {
-            latency: (15, 40),
-            loss: 1000,
-        };
-        assert_eq!(plan.paths, [((0, 1), path)]);
-        assert_eq!(plan.works[0].devices, [1, 2]);
-        assert_eq!(plan.works[0].when.times, Times::Every(Span(MINUTE)));
-        assert_eq!(plan.works[1].devices, [2]);
-        assert_eq!(plan.works[1].when.from, Span(90 * MINUTE));
-        assert_eq!(plan.works[1].size, (1000, 2000));
-        let groups = vec![vec![0, 1, 2], vec![3]];
-        assert_eq!(plan.faults[0].wrong, Wrong::Partition(groups));
-        assert_eq!(plan.faults[0].lasts, (Span(300_000), Span(360_000)));
-        assert_eq!(plan.faults[1].wrong, Wrong::Clock(7_200_000));
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_with_line_and_key() {
-        for (from, to, line, says) in [
-            (
-                "duration = '2h'",
-                "duration = '2h'\nspeed = 3",
-                3,
-                "unknown field `speed`",
-            ),
-            (
-                "up = '20Mbit/s'",
-                "uplink = '20Mbit/s'",
-                5,
-                "unknown field `uplink`",
-            ),
-            ("'2h'", "'2 hours'", 2, "no length of time"),
-            ("'2h'", "'-2h'", 2, "no length of time"),
-            ("'2h'", "'2000000d'", 2, "`duration`"),
-            ("'20Mbit/s'", "'20000000Mbit/s'", 5, "bits a second"),
-            ("'20Mbit/s'", "'20'", 5, "no rate"),
-            ("'15ms..40ms'", "'15s..40s'", 11, "`latency`"),
-            ("'15ms..40ms'", "'40ms..15ms'", 11, "the shorter first"),
-            ("'0.1%'", "'70%'", 12, "more than half"),
-            (
-                "['house', 'cloud']",
-                "['house', 'house']",
-                10,
-                "not the same",
-            ),
-            (
-                "['house', 'cloud']",
-                "['house', 'moon']",
-                10,
-                "no site `moon`",
-            ),
-            ("count = 2", "count = 2000000", 20, "`count`"),
-            ("site = 'cloud'", "site = 'moon'", 25, "no site `moon`"),
-            ("admin = true", "admin = false", 13, "admin"),
-            ("'08:00-23:30'", "'23:30-08:00'", 21, "time of day"),
-            (
-                "devices = ['laptop']",
-                "devices = ['phone']",
-                28,
-                "no device or site `phone`",
-            ),
-            ("every = '1m'", "every = '1ms'", 26, "more than"),
-            ("size = '1KB..2KB'", "size = '1GB'", 34, "`size`"),
-            ("what = 'photos'", "what = 'sleep'", 31, "do not do `sleep`"),
-            ("at = '1.5h'", "at = '3h'", 33, "`at`"),
-            ("lasts = '5m..6m'", "", 36, "`lasts`"),
-            ("jump = '+2h'", "", 41, "`jump`"),
-            ("what = 'clock'", "what = 'flood'", 41, "does not go wrong"),
-            (
-                "between = ['1m', '2m']",
-                "between = ['1m', '2m']\n[[harm]]\nwhat = 'sulk'\ndevices = ['box']\nat = '1m'",
-                45,
-                "no device does `sulk`",
-            ),
-            (
-                "between = ['1m', '2m']",
-                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['desk']\nat = '1m'",
-                46,
-                "let it be a member",
-            ),
-            (
-                "between = ['1m', '2m']",
-                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['box', 'laptop']\nat = '1m'",
-                45,
-                "fewer than two devices",
-            ),
-            (
-                "between = ['1m', '2m']",
-                "between = ['1m', '2m']\n[[harm]]\nwhat = 'forge'\ndevices = ['box']",
-                45,
-                "say when",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'removed'",
-                41,
-                "only the words",
-            ),
-            ("duration = '2h'", "", 1, "`duration`"),
-            (
-                "site = 'cloud'\n",
-                "site = 'cloud'\ncapacity = '2000000TB'\n",
-                26,
-                "`capacity`",
-            ),
-            (
-                "site = 'cloud'\n",
-                "site = 'cloud'\nfails = '100%'\n",
-                26,
-                "`fails`",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'rot'\nage = '1m'",
-                42,
-                "`age` is for restored",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'storm'\nlasts = '1m'",
-                41,
-                "`loss`",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'storm'\nloss = '60%'\nlasts = '1m'",
-                42,
-                "more than half",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'moved'\nlasts = '1m'",
-                42,
-                "does not end",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'restored'",
-                41,
-                "how old the backup is",
-            ),
-            (
-                "what = 'clock'\njump = '+2h'",
-                "what = 'rot'\nlasts = '1m'",
-                42,
-                "does not end",
-            ),
-        ] {
-            let text = GOOD.replacen(from, to, 1);
-            assert!(text != GOOD, "{from}");
-            let error = read("x", &text).unwrap_err();
-            assert!(error.what.contains(says), "{to}: {error}");
-            assert_eq!(error.line, line, "{to}: {error}");
-        }
-        // For planning it need not say how long.
-        let text = GOOD.replacen("duration = '2h'", "", 1);
-        let planned = read_mesh("x", &text).unwrap();
-        assert_eq!(planned.length, Span(24 * HOUR));
-        // Cut anywhere it is a scenario or an error, and nothing worse.
-        for end in 0..GOOD.len() {
-            let _ = read("x", &GOOD[..end]);
-        }
-    }
-}
+mod tests;

@@ -52,6 +52,50 @@ pub struct Site {
     pub down: Option<u64>,
     /// Between two devices there.
     pub inner: Path,
+    /// What stands between it and the rest.
+    pub nat: Nat,
+    /// What its line is at certain hours; the first that fits holds.
+    pub hours: Vec<LineHours>,
+}
+
+/// What a router at a site lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Nat {
+    /// Everything: no such router.
+    #[default]
+    Open,
+    /// Answers, and whatever comes to a port from which something went out.
+    Cone,
+    /// Answers only from where something went out to.
+    Symmetric,
+}
+
+impl Nat {
+    /// All of them, by name.
+    pub const ALL: [(&str, Self); 3] = [
+        ("open", Self::Open),
+        ("cone", Self::Cone),
+        ("symmetric", Self::Symmetric),
+    ];
+}
+
+/// What the line of a site is at some hours of each day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineHours {
+    /// From and to, minutes since midnight.
+    pub hours: (u64, u64),
+    /// Bits a second out of it and into it; as many as one likes if absent.
+    pub up: Option<u64>,
+    /// See [`LineHours::up`].
+    pub down: Option<u64>,
+    /// So much longer a way out or in is, at least and at most, milliseconds.
+    pub latency: (u64, u64),
+    /// So many more packets are lost, of a million.
+    pub loss: u64,
+    /// Whether what it carries is paid for.
+    pub metered: bool,
+    /// Whether there is no line at all.
+    pub shut: bool,
 }
 
 /// What a message meets on its way.
@@ -61,6 +105,42 @@ pub struct Path {
     pub latency: (u64, u64),
     /// Packets lost, of a million.
     pub loss: u64,
+    /// Times at which more are lost.
+    pub bursts: Option<Bursts>,
+    /// Packets that later ones overtake, of a million.
+    pub reordered: u64,
+    /// Packets that come twice, of a million.
+    pub duplicated: u64,
+    /// Bytes of a packet with all its heads.
+    pub mtu: u64,
+}
+
+impl Path {
+    /// One that loses nothing.
+    pub fn new(latency: (u64, u64)) -> Self {
+        Self {
+            latency,
+            loss: 0,
+            bursts: None,
+            reordered: 0,
+            duplicated: 0,
+            mtu: MTU,
+        }
+    }
+}
+
+/// Bytes of a packet with all its heads, unless something else is said.
+pub const MTU: u64 = 1500;
+
+/// Losses that come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bursts {
+    /// Packets lost while one lasts, of a million.
+    pub loss: u64,
+    /// From one to the next, on average.
+    pub every: Span,
+    /// How long one lasts, at least and at most.
+    pub lasts: (Span, Span),
 }
 
 /// A device.
@@ -78,7 +158,15 @@ pub struct DevicePlan {
     pub drift: i64,
     /// When it is on each day, minutes since midnight, which is when the run begins; always if absent.
     pub online: Option<(u64, u64)>,
-    /// Bytes it may hold; as many as one likes if absent.
+    /// Whether it relays between others, if it is reached from everywhere.
+    pub relay: bool,
+    /// How long its processor takes for each input, milliseconds.
+    pub cpu: u64,
+    /// How long its disk takes to read a block or an entry, and to make an entry durable, milliseconds.
+    pub reads: (u64, u64),
+    /// See [`DevicePlan::reads`].
+    pub syncs: (u64, u64),
+    /// Bytes of packs it may hold; as many as one likes if absent.
     pub capacity: Option<u64>,
     /// How many of such devices are lost or break in a year, of a million.
     pub fails: Option<u64>,
@@ -139,6 +227,8 @@ pub struct Work {
 pub enum Wrong {
     /// Only devices of one group reach each other. Without groups, all are split in two by chance.
     Partition(Vec<Vec<usize>>),
+    /// What devices of the first group send does not reach those of the second. Without groups, as above.
+    OneWay(Vec<Vec<usize>>),
     /// A device loses its power.
     Crash,
     /// A device loses its power just after it has acknowledged a put, each time by that chance, of a million.
@@ -151,6 +241,19 @@ pub enum Wrong {
     Removed,
     /// A bit of a pack on a device's disk turns over.
     Rot,
+    /// A sector of a pack cannot be read any more.
+    Sector,
+    /// Others fill a device's disk, but for so many bytes.
+    Full(u64),
+    /// A device's disk fails to make durable what it was given; the process ends, and starts again afterwards.
+    Unwritable,
+    /// A device's processor takes so much longer for each input, and its disk for each access, milliseconds.
+    Slow {
+        /// The processor.
+        cpu: u64,
+        /// The disk.
+        disk: u64,
+    },
     /// A device's disk is put back to what it was so long before.
     Restored((Span, Span)),
     /// A device is somewhere else: reached at another address, and at the old one no more.
@@ -166,7 +269,12 @@ impl Wrong {
     pub fn ends(&self) -> bool {
         !matches!(
             self,
-            Self::Clock(_) | Self::Removed | Self::Rot | Self::Restored(_) | Self::Moved
+            Self::Clock(_)
+                | Self::Removed
+                | Self::Rot
+                | Self::Sector
+                | Self::Restored(_)
+                | Self::Moved
         )
     }
 }

@@ -61,6 +61,8 @@ pub struct Moved {
     pub sent: Vec<(&'static str, u64)>,
     /// Bytes.
     pub got: Vec<(&'static str, u64)>,
+    /// Bytes of both that went over a line that is paid for.
+    pub metered: u64,
 }
 
 impl Report {
@@ -202,11 +204,13 @@ impl Scenario {
         let moved = plan
             .devices
             .iter()
-            .zip(network.sent.iter().zip(&network.got));
-        let devices = moved.map(|(device, (sent, got))| Moved {
+            .zip(network.sent.iter().zip(&network.got))
+            .zip(&network.metered);
+        let devices = moved.map(|((device, (sent, got)), metered)| Moved {
             name: device.name.clone(),
-            sent: sent.iter().map(|(what, bytes)| (*what, *bytes)).collect(),
-            got: got.iter().map(|(what, bytes)| (*what, *bytes)).collect(),
+            sent: sent.named(),
+            got: got.named(),
+            metered: *metered,
         });
         Report {
             trace_hash: world.trace.hash(),

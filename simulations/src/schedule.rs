@@ -53,6 +53,11 @@ pub fn schedule(world: &mut World, plan: &Plan, seed: u64) {
             world.at(at, Act::Harm(device, harm.harm));
         }
     }
+    for (site, of) in plan.sites.iter().enumerate() {
+        for line in of.hours.iter().filter(|line| line.shut) {
+            shut(world, plan, site, line.hours);
+        }
+    }
     for (device, of) in plan.devices.iter().enumerate() {
         if let Some((from, to)) = of.online {
             hours(world, plan, device, (from, to), &mut rng);
@@ -167,21 +172,12 @@ fn do_work(
 fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut Rng) {
     let ends = Span(at.0 + between(fault.lasts.0.0, fault.lasts.1.0, rng));
     match &fault.wrong {
-        Wrong::Partition(groups) if groups.is_empty() => {
-            let all = 0..plan.devices.len();
-            // Some on each side.
-            let left: BTreeSet<usize> = loop {
-                let left: BTreeSet<usize> = all.clone().filter(|_| rng.below(2) == 0).collect();
-                if !left.is_empty() && left.len() < all.len() || all.len() < 2 {
-                    break left;
-                }
-            };
-            let right = all.filter(|device| !left.contains(device)).collect();
-            world.part(vec![left, right], at, ends);
-        }
-        Wrong::Partition(groups) => {
-            let groups = groups.iter().map(|group| group.iter().copied().collect());
-            world.part(groups.collect(), at, ends);
+        Wrong::Partition(groups) => world.part(sides(plan, groups, rng), at, ends),
+        Wrong::OneWay(groups) => {
+            let mut sides = sides(plan, groups, rng).into_iter();
+            if let (Some(these), Some(those)) = (sides.next(), sides.next()) {
+                world.part_one_way((these, those), at, ends);
+            }
         }
         Wrong::Crash => {
             let device = one(&fault.devices, rng);
@@ -201,6 +197,25 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
         Wrong::Rot => {
             let device = one(&fault.devices, rng);
             world.at(at, Act::Rot(device));
+        }
+        Wrong::Sector => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::LoseSector(device));
+        }
+        Wrong::Full(room) => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Fill(device, *room));
+            world.at(ends, Act::Empty(device));
+        }
+        Wrong::Unwritable => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::FailSync(device));
+            world.at(ends, Act::Mend(device));
+        }
+        Wrong::Slow { cpu, disk } => {
+            let device = one(&fault.devices, rng);
+            world.at(at, Act::Slow(device, (*cpu, *disk)));
+            world.at(ends, Act::Quick(device, (*cpu, *disk)));
         }
         Wrong::Restored((least, most)) => {
             let device = one(&fault.devices, rng);
@@ -225,6 +240,39 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
             let by = *jump;
             world.at(at, Act::Jump { device, by });
         }
+    }
+}
+
+/// Groups that a plan names, or all devices in two by chance, some on each side.
+fn sides(plan: &Plan, groups: &[Vec<usize>], rng: &mut Rng) -> Vec<BTreeSet<usize>> {
+    if !groups.is_empty() {
+        let groups = groups.iter().map(|group| group.iter().copied().collect());
+        return groups.collect();
+    }
+    let all = 0..plan.devices.len();
+    let left: BTreeSet<usize> = loop {
+        let left: BTreeSet<usize> = all.clone().filter(|_| rng.below(2) == 0).collect();
+        if !left.is_empty() && left.len() < all.len() || all.len() < 2 {
+            break left;
+        }
+    };
+    let right = all.filter(|device| !left.contains(device)).collect();
+    vec![left, right]
+}
+
+/// A site whose line is not there at some hours of each day: its devices reach each other, and nobody else.
+fn shut(world: &mut World, plan: &Plan, site: usize, (from, to): (u64, u64)) {
+    let all = 0..plan.devices.len();
+    let here = |device: &usize| plan.devices.get(*device).is_some_and(|of| of.site == site);
+    let (inside, outside): (BTreeSet<usize>, BTreeSet<usize>) = all.partition(here);
+    if inside.is_empty() || outside.is_empty() {
+        return;
+    }
+    let mut midnight = 0;
+    while midnight <= plan.length.0 {
+        let at = |minute: u64| Span(midnight + minute * 60_000);
+        world.part(vec![inside.clone(), outside.clone()], at(from), at(to));
+        midnight += DAY * 60_000;
     }
 }
 

@@ -184,7 +184,104 @@ impl Draft {
                 "[[fault]]\nwhat = 'storm'\nloss = '{loss}%'\nlasts = '1s..10m'\ncount = {count}\n"
             ));
         }
-        Self { head, parts }
+        let mut draft = Self { head, parts };
+        draft.worse_ways(minutes, sites, rng);
+        draft.worse_devices(rng);
+        draft
+    }
+
+    /// Lines that are others at other hours, routers, bursts, one-way faults.
+    fn worse_ways(&mut self, minutes: u64, sites: &[&str], rng: &mut Rng) {
+        if whether(4, rng) {
+            let at = rng.below(minutes * 60);
+            let lasts = 1 + rng.below(minutes * 15);
+            self.parts.push(format!(
+                "[[fault]]\nwhat = 'partition'\none-way = true\nat = '{at}s'\nlasts = '1s..{lasts}s'\n"
+            ));
+        }
+        let usual = !self.head.contains("[between]");
+        if usual && whether(3, rng) {
+            let every = 2 + rng.below(300);
+            let (lasts, loss) = (1 + rng.below(every), 1 + rng.below(40));
+            let mtu = some(&["576B", "1280B", "9000B"], rng);
+            let between = format!(
+                "[between]\nlatency = '5ms..60ms'\nreordered = '{}%'\nduplicated = '0.{}%'\nmtu = '{mtu}'\n\
+                 bursts = {{ loss = '{loss}%', every = '{every}s', lasts = '10ms..{lasts}s' }}\n",
+                rng.below(6),
+                rng.below(10)
+            );
+            // Before the first site.
+            self.head = self
+                .head
+                .replacen("[[site]]", &format!("{between}[[site]]"), 1);
+        }
+        // The first device is where everybody reaches it, and relays.
+        let first = "[[device]]\nname = 'd0'\nsite = '";
+        let open = self
+            .head
+            .split_once(first)
+            .and_then(|(_, rest)| rest.split('\'').next());
+        let open = open.unwrap_or_default().to_owned();
+        for site in sites.iter().filter(|site| **site != open) {
+            if whether(4, rng) {
+                let nat = some(&["cone", "symmetric"], rng);
+                let name = format!("[[site]]\nname = '{site}'\n");
+                let with = format!("{name}nat = '{nat}'\n");
+                self.head = self.head.replacen(&name, &with, 1);
+            }
+        }
+        if sites.len() > 1 && minutes > 60 && whether(4, rng) {
+            let site = some(sites, rng);
+            let from = rng.below(2);
+            let line = match rng.below(3) {
+                0 => "shut = true",
+                1 => "up = '300kbit/s'\ndown = '1Mbit/s'\nmetered = true",
+                _ => "latency = '20ms..200ms'\nloss = '2%'",
+            };
+            self.parts.push(format!(
+                "[[line]]\nsite = '{site}'\nhours = '0{from}:10-0{}:00'\n{line}\n",
+                from + 1 + rng.below(5)
+            ));
+        }
+    }
+
+    /// Full disks, disks that fail, slow ones.
+    fn worse_devices(&mut self, rng: &mut Rng) {
+        if whether(4, rng) {
+            let count = 1 + rng.below(3);
+            let room = some(&["0B", "10KB", "2MB"], rng);
+            self.parts.push(format!(
+                "[[fault]]\nwhat = 'full'\nroom = '{room}'\nlasts = '1s..20m'\ncount = {count}\n"
+            ));
+        }
+        if whether(4, rng) {
+            let count = 1 + rng.below(3);
+            self.parts.push(format!(
+                "[[fault]]\nwhat = 'unwritable'\nlasts = '1s..10m'\ncount = {count}\n"
+            ));
+        }
+        if whether(4, rng) {
+            let count = 1 + rng.below(3);
+            let (cpu, disk) = (rng.below(40), 1 + rng.below(300));
+            self.parts.push(format!(
+                "[[fault]]\nwhat = 'slow'\ncpu = '{cpu}ms'\ndisk = '{disk}ms'\nlasts = '1s..10m'\ncount = {count}\n"
+            ));
+        }
+        if whether(8, rng) {
+            let count = 1 + rng.below(3);
+            self.parts
+                .push(format!("[[fault]]\nwhat = 'sector'\ncount = {count}\n"));
+        }
+        if whether(8, rng) {
+            let device = "[[device]]\nname = 'd1'\n";
+            let slow = format!(
+                "{device}cpu = '{}ms'\nreads = '1ms..{}ms'\nsyncs = '5ms..{}ms'\n",
+                rng.below(9),
+                1 + rng.below(60),
+                5 + rng.below(200)
+            );
+            self.head = self.head.replacen(device, &slow, 1);
+        }
     }
 
     /// As a file.

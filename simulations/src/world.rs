@@ -2,39 +2,40 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "World".
 
+mod acts;
+mod effects;
 mod laws;
 mod lookups;
 mod malice;
 mod objects;
 pub mod record;
+mod rumours;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use kith_core::book::Book;
-use kith_core::device::{Channel, Command, Device, Effect, Input, Removal, Setup};
+use kith_core::device::{Channel, Command, Device, Input, Setup};
 use kith_crdt::names::{Change, TreePath};
 use kith_crdt::replica::Resealed;
 use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Secret};
 use kith_object::time::{Span, Time};
-use kith_protocol::exchange::Loaded;
 
+pub use self::acts::Act;
 use self::laws::Laws;
 use self::lookups::Dht;
 use self::malice::Malice;
 use self::objects::Fetch;
 use self::record::Mark;
+use self::ways::{Links, Obstacles};
 use crate::disk::{Disks, Storage};
 use crate::gossip::Overlay;
 use crate::network::Network;
-use crate::plan::{Harm, Plan};
+use crate::plan::Plan;
 use crate::trace::Trace;
 
-/// Writing to the log and its fsync.
-const SYNC: (u64, u64) = (1, 12);
-/// Reading from a disk.
-const READ: (u64, u64) = (0, 4);
 /// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
 const EVENTS_PER_SECOND_MAX: u64 = 500;
@@ -50,10 +51,6 @@ const CONNECTIONS: usize = 50;
 const DIAL_PATIENCE: u64 = 5000;
 /// Owes what a device had acknowledged before its disks were put back.
 const NOBODY: usize = usize::MAX;
-/// Heartbeats of gossip come each second; a message waits for the next.
-const HEARTBEAT: (u64, u64) = (0, 1000);
-/// Bytes of a message's name on the way.
-const IHAVE: u64 = 70;
 /// So long a message of gossip is remembered.
 const REMEMBERED: Span = Span::from_secs(120);
 /// How often it is looked whether entries lag, while things happen; once a minute at most.
@@ -109,65 +106,18 @@ enum Event {
     Look,
     /// A device that stood still goes on, if it still is to.
     GoOn(usize),
-}
-
-/// What a scenario does to the world.
-#[derive(Debug, Clone)]
-pub enum Act {
-    /// A device stores a file.
-    Put {
-        device: usize,
-        path: String,
-        content: Vec<u8>,
+    /// A connection over which nothing came for a while counts as gone, if nothing comes still.
+    Silent {
+        one: usize,
+        other: usize,
+        number: u64,
     },
-    /// A device moves something.
-    Move {
-        device: usize,
-        from: String,
-        to: String,
-    },
-    /// A device reads something that was put and that it knows of.
-    Read(usize),
-    /// A device removes something.
-    Remove { device: usize, path: String },
-    /// An admin removes a device from the mesh.
-    Expel { by: usize, device: usize },
-    /// Only devices of the same group reach each other, until the partition of that number heals.
-    Partition(u64, Vec<BTreeSet<usize>>),
-    /// It heals.
-    Heal(u64),
-    /// A device loses its power.
-    Crash(usize),
-    /// It is shut down in order.
-    Stop(usize),
-    /// It starts again, unless something else keeps it down.
-    Start(usize),
-    /// It reaches nobody.
-    Leave(usize),
-    /// It is back, unless something else keeps it away.
-    Return(usize),
-    /// A bit of one of its packs turns over.
-    Rot(usize),
-    /// Its disks are copied.
-    Backup(usize),
-    /// They are put back to what they were then.
-    Restore(usize),
-    /// It stands still for so long.
-    Pause(usize, Span),
-    /// It is reached at another address from now on.
-    Relocate(usize),
-    /// So many more packets of a million are lost.
-    Storm(u64),
-    /// That is over.
-    Calm(u64),
-    /// It harms others.
-    Harm(usize, Harm),
-    /// Its clock jumps, by so many milliseconds.
-    Jump {
-        /// Which.
-        device: usize,
-        /// How far.
-        by: i64,
+    /// A direct way is tried for, beside a relayed connection.
+    Punch {
+        one: usize,
+        other: usize,
+        number: u64,
+        pause: Span,
     },
 }
 
@@ -183,9 +133,8 @@ pub struct Slot {
     pending: BTreeMap<u64, Vec<Promise>>,
     fetches: BTreeMap<u64, Fetch>,
     clock: Clock,
-    /// How much keeps it down, and how much keeps it away.
+    /// How much keeps it down.
     down: u32,
-    away: u32,
     /// When it started last.
     since: Time,
     /// It means harm.
@@ -196,6 +145,15 @@ pub struct Slot {
     rotten: bool,
     /// Its disks as they were, and how much had been promised by all then.
     backup: Option<(Disks, usize)>,
+    /// How long it takes for things, and how much longer now: its processor, and its disk, milliseconds.
+    speed: Speed,
+    slow: (u64, u64),
+    /// Its processor is at work until then.
+    busy: Time,
+    /// Bytes of packs it may hold.
+    capacity: Option<u64>,
+    /// It could not write its log, and acknowledges nothing until it is started again.
+    log_failed: bool,
     /// It stands still until then.
     paused: Time,
     /// What it was told meanwhile, in order.
@@ -211,6 +169,11 @@ impl Slot {
     fn is_honest(&self) -> bool {
         self.malice.is_none() && !self.expelled
     }
+
+    /// How long its processor takes for an input, milliseconds.
+    fn takes(&self) -> u64 {
+        self.speed.cpu + self.slow.0
+    }
 }
 
 /// Something published.
@@ -223,11 +186,12 @@ struct Rumour {
     comes: BTreeMap<usize, Time>,
 }
 
-/// A connection.
+/// How long a device takes for things, milliseconds.
 #[derive(Debug, Clone, Copy)]
-struct Link {
-    number: u64,
-    since: Time,
+struct Speed {
+    cpu: u64,
+    reads: (u64, u64),
+    syncs: (u64, u64),
 }
 
 /// How a device's clock differs from the world's.
@@ -292,10 +256,8 @@ pub struct World {
     space: SpaceId,
     spread_entries: bool,
     anti_entropy: bool,
-    /// Groups that cannot reach each other, for each partition that stands.
-    partitions: BTreeMap<u64, Vec<BTreeSet<usize>>>,
-    /// Connections by pair.
-    connections: BTreeMap<(usize, usize), Link>,
+    links: Links,
+    obstacles: Obstacles,
     /// Who may lose power just after an acknowledgement.
     unlucky: Vec<Unlucky>,
     /// Gossip messages that come to nothing between two neighbours, of a million.
@@ -378,8 +340,16 @@ impl World {
                     drift: of.drift,
                 },
                 down: 0,
-                away: 0,
-                disks: Disks::default(),
+                speed: Speed {
+                    cpu: of.cpu,
+                    reads: of.reads,
+                    syncs: of.syncs,
+                },
+                slow: (0, 0),
+                busy: START,
+                capacity: of.capacity,
+                log_failed: false,
+                disks: Disks::of(of.capacity),
                 running: None,
                 life: 0,
                 seed: rng.split(),
@@ -399,10 +369,10 @@ impl World {
             space,
             spread_entries: plan.spread_entries,
             anti_entropy: plan.anti_entropy,
-            partitions: BTreeMap::new(),
-            connections: BTreeMap::new(),
+            links: Links::new(plan.devices.len()),
+            obstacles: Obstacles::new(plan),
             unlucky: Vec::new(),
-            network: Network::new(plan),
+            network: Network::new(plan, START),
             spreading: BTreeMap::new(),
             everywhere: BTreeSet::new(),
             everyone: plan.devices.len() - hostile.len(),
@@ -429,7 +399,7 @@ impl World {
             let Some(slot) = world.slots.get(device) else {
                 continue;
             };
-            let (storage, _) = slot.disks.open(space);
+            let (storage, _) = slot.disks.open(space).expect("a new disk opens");
             for entry in &entries {
                 storage
                     .log
@@ -471,6 +441,19 @@ impl World {
         self.next += 1;
         let number = self.next;
         self.at(from, Act::Partition(number, groups));
+        self.at(to, Act::Heal(number));
+    }
+
+    /// What the first send does not reach the second from then until then.
+    pub fn part_one_way(
+        &mut self,
+        (these, those): (BTreeSet<usize>, BTreeSet<usize>),
+        from: Span,
+        to: Span,
+    ) {
+        self.next += 1;
+        let number = self.next;
+        self.at(from, Act::OneWay(number, these, those));
         self.at(to, Act::Heal(number));
     }
 
@@ -516,17 +499,27 @@ impl World {
     pub fn all_well(&mut self) {
         self.queue
             .retain(|_, event| !matches!(event, Event::Act(_) | Event::Look));
-        self.partitions.clear();
+        self.obstacles.clear();
         self.unlucky.clear();
         for device in 0..self.slots.len() {
             if let Some(slot) = self.slots.get_mut(device) {
-                slot.away = 0;
                 slot.down = 0;
                 slot.paused = self.now;
+                slot.slow = (0, 0);
+                slot.capacity = None;
+                slot.disks.mend();
+                slot.disks.leave_room(None, None);
             }
             self.go_on(device);
+            if self.slots.get(device).is_some_and(|slot| slot.log_failed) {
+                self.end(device, true);
+            }
+            if let Some(slot) = self.slots.get_mut(device) {
+                slot.down = 0;
+            }
             self.start(device);
         }
+        self.get_going();
         self.network.storm(0, u64::MAX);
         self.bring_together();
         self.mark(0, Mark::AllWell);
@@ -621,38 +614,6 @@ impl World {
         self.push(self.now + pause, event);
     }
 
-    fn reach(&self, one: usize, other: usize) -> bool {
-        let running = |device: usize| {
-            self.slots
-                .get(device)
-                .is_some_and(|slot| slot.running.is_some() && slot.away == 0)
-        };
-        let together = |groups: &Vec<BTreeSet<usize>>| {
-            groups
-                .iter()
-                .any(|group| group.contains(&one) && group.contains(&other))
-        };
-        running(one) && running(other) && self.partitions.values().all(together)
-    }
-
-    /// Cuts connections of devices that do not reach each other any more.
-    fn cut_apart(&mut self) {
-        let cut: Vec<(usize, usize)> = self
-            .connections
-            .keys()
-            .filter(|(one, other)| !self.reach(*one, *other))
-            .copied()
-            .collect();
-        for (one, other) in cut {
-            self.disconnect(one, other);
-        }
-    }
-
-    /// Devices that this one is connected with.
-    fn neighbours(&self, device: usize) -> impl Iterator<Item = usize> {
-        self.overlay.links(device)
-    }
-
     /// What a device's clock says.
     fn clock(&self, device: usize) -> Time {
         self.slots
@@ -694,15 +655,15 @@ impl World {
                 life,
                 number,
             } => {
+                let failed = self.slots.get(device).is_none_or(|slot| slot.log_failed);
                 if self.life(device) == life
+                    && !failed
                     && let Some(running) = self.running(device)
                 {
-                    running
-                        .storage
-                        .log
-                        .sync()
-                        .expect("a disk without faults syncs");
-                    self.input(device, Input::Appended(number));
+                    match running.storage.log.sync() {
+                        Ok(()) => self.input(device, Input::Appended(number)),
+                        Err(error) => self.cannot_log(device, &error),
+                    }
                 }
             }
             Event::Arrives {
@@ -712,22 +673,29 @@ impl World {
                 channel,
                 bytes,
             } => {
-                let link = self.connections.get(&pair(from, to));
+                let link = self.links.get(from, to);
                 if link.is_none_or(|link| link.number != connection) {
                     return;
                 }
+                let len = bytes.len();
+                let arrives = Event::Arrives {
+                    from,
+                    to,
+                    connection,
+                    channel,
+                    bytes,
+                };
+                let Some(arrives) = self.gets_through((from, to), len, arrives) else {
+                    return;
+                };
                 if self.stands_still(to) {
                     // If the connection is cut meanwhile, it is lost.
-                    let arrives = Event::Arrives {
-                        from,
-                        to,
-                        connection,
-                        channel,
-                        bytes,
-                    };
                     self.hold(to, arrives);
                     return;
                 }
+                let Event::Arrives { bytes, .. } = arrives else {
+                    return;
+                };
                 let peer = self.id(from);
                 let received = Input::Received {
                     peer,
@@ -736,20 +704,20 @@ impl World {
                 };
                 self.input(to, received);
             }
-            Event::Dialled { from, to, rightly } => {
-                if rightly {
-                    self.connect(from, to);
-                }
-                if !self.connections.contains_key(&pair(from, to)) {
-                    let peer = self.id(to);
-                    // Whoever is not there does not even refuse.
-                    let refused = rightly && self.reach(from, to);
-                    let wait = if refused { 0 } else { DIAL_PATIENCE };
-                    self.later((wait, wait), from, Input::Unreachable(peer));
-                }
-            }
+            Event::Dialled { from, to, rightly } => self.dialled(from, to, rightly),
             Event::Lazily { device, message } => self.tell_lazily(device, message),
             Event::Gossip { from, to, message } => {
+                let Some(rumour) = self.messages.get(&message) else {
+                    return;
+                };
+                let (len, gossip) = (rumour.bytes.len(), Event::Gossip { from, to, message });
+                if self.gets_through((from, to), len, gossip).is_none() {
+                    // Whoever has it for this one does not keep it back any more.
+                    if let Some(rumour) = self.messages.get_mut(&message) {
+                        rumour.comes.remove(&to);
+                    }
+                    return;
+                }
                 let Some(Rumour {
                     author,
                     bytes,
@@ -789,64 +757,18 @@ impl World {
             }
             Event::Look => self.nothing_lags(),
             Event::GoOn(device) => self.go_on(device),
+            Event::Silent { one, other, number } => self.is_given_up(one, other, number),
+            Event::Punch {
+                one,
+                other,
+                number,
+                pause,
+            } => self.punch((one, other), number, pause),
         }
     }
 
     fn running(&mut self, device: usize) -> Option<&mut Running> {
         self.slots.get_mut(device)?.running.as_mut()
-    }
-
-    fn connect(&mut self, one: usize, other: usize) {
-        if one == other
-            || !self.reach(one, other)
-            || self.connections.contains_key(&pair(one, other))
-        {
-            return;
-        }
-        let full = |device: usize| self.overlay.links(device).count() >= CONNECTIONS;
-        if full(one) || full(other) {
-            return;
-        }
-        // The allow-lists come first on both sides; whoever means harm lets in everybody.
-        let (a, b) = (self.id(one), self.id(other));
-        let admits = |world: &Self, at: usize, whom: &DeviceId| {
-            let slot = world.slots.get(at);
-            let running = slot.and_then(|slot| slot.running.as_ref());
-            running.is_some_and(|running| running.device.admits(whom))
-        };
-        let (one_admits, other_admits) = (admits(self, one, &b), admits(self, other, &a));
-        if !one_admits && !self.is_hostile(one) || !other_admits && !self.is_hostile(other) {
-            return;
-        }
-        self.next += 1;
-        let link = Link {
-            number: self.next,
-            since: self.now,
-        };
-        self.connections.insert(pair(one, other), link);
-        self.overlay.connect(one, other);
-        self.dht.tables.meet(one, other);
-        self.trace
-            .note(self.now, one, format_args!("connects d{other}"));
-        if one_admits {
-            self.input(one, Input::Connected(b));
-        }
-        if other_admits {
-            self.input(other, Input::Connected(a));
-        }
-    }
-
-    fn disconnect(&mut self, one: usize, other: usize) {
-        if self.connections.remove(&pair(one, other)).is_none() {
-            return;
-        }
-        self.network.cut(one, other);
-        self.overlay.disconnect(one, other, &mut self.rng);
-        self.trace
-            .note(self.now, one, format_args!("disconnects d{other}"));
-        let (a, b) = (self.id(one), self.id(other));
-        self.input(one, Input::Disconnected(b));
-        self.input(other, Input::Disconnected(a));
     }
 
     fn start(&mut self, device: usize) {
@@ -859,7 +781,15 @@ impl World {
         if slot.running.is_some() {
             return;
         }
-        let (storage, entries) = slot.disks.open(space);
+        let (storage, entries) = match slot.disks.open(space) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.trace
+                    .note(now, device, format_args!("does not start: {error}"));
+                return;
+            }
+        };
+        slot.log_failed = false;
         let setup = Setup {
             keys: slot.keys.clone(),
             space,
@@ -888,30 +818,6 @@ impl World {
         self.input(device, Input::Listening(vec![self.address(device)]));
     }
 
-    /// Where a device is reached now.
-    fn address(&self, device: usize) -> String {
-        match self.slots.get(device).map_or(0, |slot| slot.moves) {
-            0 => format!("sim/{device}"),
-            moves => format!("sim/{device}/{moves}"),
-        }
-    }
-
-    /// A device is reached somewhere else from now on.
-    fn relocate(&mut self, device: usize) {
-        if let Some(slot) = self.slots.get_mut(device) {
-            slot.moves += 1;
-        }
-        self.mark(device, Mark::Moves);
-        let address = self.address(device);
-        self.trace
-            .note(self.now, device, format_args!("moves to {address}"));
-        let peers: Vec<usize> = self.neighbours(device).collect();
-        for peer in peers {
-            self.disconnect(device, peer);
-        }
-        self.input(device, Input::Listening(vec![address]));
-    }
-
     /// Ends a device's run, by a power cut or in order.
     fn end(&mut self, device: usize, by_crash: bool) {
         let Some(slot) = self.slots.get_mut(device) else {
@@ -921,18 +827,16 @@ impl World {
         if slot.running.is_none() {
             return;
         }
+        // If its disk does not take it, it ends all the same.
+        let mut by_crash = by_crash;
         if !by_crash && let Some(running) = &slot.running {
-            running
-                .storage
-                .log
-                .sync()
-                .expect("a disk without faults syncs");
-            let store = &running.storage.store;
-            store.flush().expect("a disk without faults syncs");
+            let Storage { log, store, .. } = &running.storage;
+            by_crash = log.sync().is_err() | store.flush().is_err();
         }
         slot.running = None;
         slot.life += 1;
         slot.paused = self.now;
+        slot.busy = self.now;
         slot.held.clear();
         slot.pending.clear();
         slot.fetches.clear();
@@ -951,150 +855,9 @@ impl World {
         }
     }
 
-    fn act(&mut self, act: Act) {
-        match act {
-            Act::Put {
-                device,
-                path,
-                content,
-            } => self.put(device, &path, content),
-            Act::Read(device) => {
-                let place = self.rng.below(self.promises.len().max(1) as u64);
-                let place = usize::try_from(place).unwrap_or(0);
-                let promise = self.promises.get(place).cloned();
-                let promise = promise.filter(|promise| {
-                    let running = self
-                        .slots
-                        .get(device)
-                        .and_then(|slot| slot.running.as_ref());
-                    running.is_some_and(|running| {
-                        running.device.tree().link_of(&promise.cid).is_some()
-                    })
-                });
-                if let Some(promise) = promise {
-                    let read = self.fetch(device, promise);
-                    // One in four reads is not waited for.
-                    if self.rng.below(4) == 0 {
-                        let life = self.life(device);
-                        self.after((0, 2000), Event::GiveUp { device, life, read });
-                    }
-                }
-            }
-            Act::Move { device, from, to } => {
-                let change = Change::Move {
-                    from: tree_path(&from),
-                    to: tree_path(&to),
-                };
-                self.trace
-                    .note(self.now, device, format_args!("moves {from} to {to}"));
-                self.command(device, change_command(vec![change], None), Vec::new());
-            }
-            Act::Remove { device, path } => {
-                self.trace
-                    .note(self.now, device, format_args!("removes {path}"));
-                let change = Change::Remove {
-                    path: tree_path(&path),
-                    recursive: true,
-                };
-                self.command(device, change_command(vec![change], None), Vec::new());
-            }
-            Act::Expel { by, device } => {
-                self.trace
-                    .note(self.now, by, format_args!("expels d{device}"));
-                let out = self.id(device);
-                // On both sides of a partition, as it comes.
-                let removal = Removal {
-                    device: out,
-                    root: None,
-                    force: true,
-                };
-                if let Some(request) = self.command(by, Command::Remove(removal), Vec::new()) {
-                    self.expelling.insert(request, device);
-                }
-            }
-            Act::Rot(device) => self.rot(device),
-            Act::Backup(device) => {
-                let promised = self.promises.len();
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.backup = Some((slot.disks.copied(), promised));
-                }
-            }
-            Act::Restore(device) => self.restore(device),
-            Act::Pause(device, lasts) => {
-                self.mark(device, Mark::Pauses);
-                self.trace
-                    .note(self.now, device, format_args!("stands still"));
-                let until = self.now + lasts;
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.paused = slot.paused.max(until);
-                }
-                self.push(until, Event::GoOn(device));
-            }
-            Act::Relocate(device) => self.relocate(device),
-            Act::Storm(loss) => {
-                self.mark(0, Mark::Storms(true));
-                self.trace.note(self.now, 0, format_args!("storms"));
-                self.network.storm(loss, 0);
-            }
-            Act::Calm(loss) => {
-                self.mark(0, Mark::Storms(false));
-                self.network.storm(0, loss);
-            }
-            Act::Harm(device, harm) => self.harm(device, harm),
-            Act::Partition(number, groups) => {
-                self.trace
-                    .note(self.now, 0, format_args!("partition {groups:?}"));
-                self.mark(0, Mark::Parted(number));
-                self.partitions.insert(number, groups);
-                self.cut_apart();
-            }
-            Act::Heal(number) => {
-                self.mark(0, Mark::Healed(number));
-                self.trace.note(self.now, 0, format_args!("heals"));
-                self.partitions.remove(&number);
-            }
-            Act::Crash(device) => self.end(device, true),
-            Act::Stop(device) => self.end(device, false),
-            Act::Start(device) => {
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.down = slot.down.saturating_sub(1);
-                    if slot.down == 0 {
-                        self.start(device);
-                    }
-                }
-            }
-            Act::Leave(device) => {
-                self.mark(device, Mark::Leaves);
-                self.trace.note(self.now, device, format_args!("leaves"));
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.away += 1;
-                }
-                self.cut_apart();
-            }
-            Act::Return(device) => {
-                self.mark(device, Mark::Returns);
-                self.trace.note(self.now, device, format_args!("returns"));
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.away = slot.away.saturating_sub(1);
-                }
-            }
-            Act::Jump { device, by } => {
-                self.mark(device, Mark::Jumps(by));
-                self.trace.note(
-                    self.now,
-                    device,
-                    format_args!("has its clock jump by {by} ms"),
-                );
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.clock.ahead = slot.clock.ahead.saturating_add(by);
-                }
-            }
-        }
-    }
-
     /// Feeds a machine and performs what it wants.
     fn input(&mut self, device: usize, input: Input) {
-        if self.stands_still(device) {
+        if self.stands_still(device) || self.takes_time(device) {
             let life = self.life(device);
             let later = Event::Input {
                 device,
@@ -1102,6 +865,7 @@ impl World {
                 input,
             };
             self.hold(device, later);
+            self.works(device);
             return;
         }
         self.let_through = None;
@@ -1144,8 +908,9 @@ impl World {
         }
         let life = self.life(device);
         if let Some(number) = appended {
+            let syncs = self.syncs(device);
             self.after(
-                SYNC,
+                syncs,
                 Event::Synced {
                     device,
                     life,
@@ -1166,11 +931,32 @@ impl World {
         }
     }
 
+    /// Whether a device's processor takes time for what it is told now.
+    fn takes_time(&self, device: usize) -> bool {
+        let slot = self.slots.get(device);
+        self.let_through != Some(device) && slot.is_some_and(|slot| slot.takes() > 0)
+    }
+
+    /// A device's processor begins with the next thing to do, if it has nothing under way.
+    fn works(&mut self, device: usize) {
+        let now = self.now;
+        let Some(slot) = self.slots.get_mut(device) else {
+            return;
+        };
+        let takes = Span(slot.takes());
+        if takes > Span(0) && slot.busy <= now && !slot.held.is_empty() {
+            slot.busy = now + takes;
+            self.push(now + takes, Event::GoOn(device));
+        }
+    }
+
     /// Whether a device hears nothing now, or has not heard yet what it missed.
     fn stands_still(&self, device: usize) -> bool {
         let slot = self.slots.get(device);
         self.let_through != Some(device)
-            && slot.is_some_and(|slot| slot.paused > self.now || !slot.held.is_empty())
+            && slot.is_some_and(|slot| {
+                slot.paused > self.now || slot.busy > self.now || !slot.held.is_empty()
+            })
     }
 
     fn hold(&mut self, device: usize, event: Event) {
@@ -1182,7 +968,7 @@ impl World {
     /// A device that stood still hears what it missed, in order.
     fn go_on(&mut self, device: usize) {
         let now = self.now;
-        let ready = |slot: &&mut Slot| slot.paused <= now;
+        let ready = |slot: &&mut Slot| slot.paused <= now && slot.busy <= now;
         while let Some(slot) = self.slots.get_mut(device).filter(ready) {
             let Some(event) = slot.held.pop_front() else {
                 return;
@@ -1191,6 +977,7 @@ impl World {
             self.let_through = Some(device);
             self.happen(event);
             self.let_through = None;
+            self.works(device);
         }
     }
 
@@ -1198,193 +985,6 @@ impl World {
         let life = self.life(device);
         self.after(
             pause,
-            Event::Input {
-                device,
-                life,
-                input,
-            },
-        );
-    }
-
-    fn perform(&mut self, device: usize, effect: Effect, appended: &mut Option<u64>) {
-        match effect {
-            Effect::Allow(allowed) => {
-                let cut: Vec<usize> = self
-                    .neighbours(device)
-                    .filter(|peer| !allowed.contains(&self.id(*peer)))
-                    .collect();
-                for peer in cut {
-                    self.disconnect(device, peer);
-                }
-            }
-            Effect::Dial { device: to, addrs } => {
-                if let Some(to) = self.by_id.get(&to).copied() {
-                    // TCP and Noise: there, back, there.
-                    let way = 3 * self.network.latency(device, to, &mut self.rng);
-                    let from = device;
-                    // Without an address, the DHT is asked, which knows.
-                    let rightly = addrs.is_empty() || addrs.contains(&self.address(to));
-                    self.after((way, way), Event::Dialled { from, to, rightly });
-                }
-            }
-            Effect::Send {
-                peer,
-                channel,
-                message,
-            } => self.send(device, peer, channel, message.into_bytes()),
-            Effect::Disconnect { peer, reason } => {
-                self.trace
-                    .note(self.now, device, format_args!("cuts {peer}: {reason}"));
-                if let Some(peer) = self.by_id.get(&peer).copied() {
-                    self.disconnect(device, peer);
-                }
-            }
-            Effect::Publish(bytes) => {
-                self.publish(device, device, bytes);
-            }
-            Effect::Verdict { message, accept } => {
-                if let (true, Ok(message)) =
-                    (accept, message.as_ref().try_into().map(u64::from_le_bytes))
-                {
-                    self.spread(device, message);
-                }
-            }
-            Effect::Append { number, id, entry } => {
-                let Some(running) = self.running(device) else {
-                    return;
-                };
-                let offset = running
-                    .storage
-                    .log
-                    .append(&entry)
-                    .expect("a disk without faults takes entries");
-                running.storage.offsets.insert(id, offset);
-                *appended = Some(number);
-                self.wrote(device, &entry);
-                self.took(device, id);
-                self.trace
-                    .note(self.now, device, format_args!("takes {}", id.short()));
-            }
-            Effect::LoadBlock { peer, cid, block } => {
-                let Some(running) = self.running(device) else {
-                    return;
-                };
-                let store = &running.storage.store;
-                let found = if block {
-                    running.storage.block(&cid).map(Loaded::Block)
-                } else {
-                    store
-                        .size(&cid)
-                        .expect("a disk without faults reads")
-                        .map(Loaded::Size)
-                };
-                self.later(READ, device, Input::LoadedBlock { peer, cid, found });
-            }
-            Effect::LoadEntries { token, ids } => {
-                let Some(running) = self.running(device) else {
-                    return;
-                };
-                let storage = &running.storage;
-                let read =
-                    |id: EntryId| Some((id, storage.log.read(*storage.offsets.get(&id)?).ok()?));
-                let entries = ids.into_iter().filter_map(read).collect();
-                self.later(READ, device, Input::LoadedEntries { token, entries });
-            }
-            Effect::Got {
-                requests,
-                cid,
-                block,
-                ..
-            } => self.got(device, &requests, cid, &block),
-            Effect::Held { requests, cid } => self.arrived(device, &requests, cid),
-            Effect::Unavailable { .. } | Effect::Sought { .. } | Effect::Settled => {}
-            Effect::KeepBook(book) => {
-                if let Some(slot) = self.slots.get_mut(device) {
-                    slot.book = Some(book);
-                }
-            }
-            Effect::Provide(key) => self.provide(device, key),
-            Effect::FindProviders(key) => self.find_providers(device, key),
-            Effect::PutRecord { key, record } => self.put_record(device, key, &record),
-            Effect::KeepRecord { key, record } => self.dht.keep(device, key, record),
-            Effect::FindRecord(key) => self.find_record(device, key),
-            Effect::Done { request, outcome } => {
-                let Some(slot) = self.slots.get_mut(device) else {
-                    return;
-                };
-                let promises = slot.pending.remove(&request).unwrap_or_default();
-                let expelled = self.expelling.remove(&request);
-                match outcome {
-                    Ok(()) => {
-                        if let Some(expelled) = expelled {
-                            self.expelled(expelled);
-                        }
-                        self.trace
-                            .note(self.now, device, format_args!("acknowledges"));
-                        self.promised_by
-                            .resize(self.promises.len() + promises.len(), device);
-                        self.promises.extend(promises);
-                        self.may_crash(device);
-                    }
-                    Err(error) => {
-                        self.trace
-                            .note(self.now, device, format_args!("refuses: {error}"))
-                    }
-                }
-            }
-        }
-    }
-
-    fn send(&mut self, from: usize, peer: DeviceId, channel: Channel, bytes: Bytes) {
-        let Some(to) = self.by_id.get(&peer).copied() else {
-            return;
-        };
-        self.serves_no_stranger(from, to);
-        let Some(bytes) = self.tampered(from, channel, bytes.clone()) else {
-            // It says that it was sent, and it was not.
-            let (life, len) = (self.life(from), bytes.len());
-            let input = Input::Flushed { peer, channel, len };
-            let device = from;
-            let flushed = Event::Input {
-                device,
-                life,
-                input,
-            };
-            self.push(self.now, flushed);
-            return;
-        };
-        let len = bytes.len();
-        let mut written = self.now;
-        let connection = self
-            .connections
-            .get(&pair(from, to))
-            .map(|link| link.number);
-        if let Some(connection) = connection {
-            let purpose = match channel {
-                Channel::Bitswap => "blocks",
-                Channel::Sync => "sync",
-            };
-            let way = (from, to);
-            let arrives;
-            (written, arrives) = self
-                .network
-                .send(self.now, way, len, purpose, &mut self.rng);
-            self.push(
-                arrives,
-                Event::Arrives {
-                    from,
-                    to,
-                    connection,
-                    channel,
-                    bytes,
-                },
-            );
-        }
-        let life = self.life(from);
-        let input = Input::Flushed { peer, channel, len };
-        let device = from;
-        self.push(
-            written,
             Event::Input {
                 device,
                 life,
@@ -1438,121 +1038,6 @@ impl World {
             who.len() < all && !who.is_empty()
         });
     }
-
-    /// A device's disks are put back to what they were. What it has acknowledged since is owed by nobody.
-    fn restore(&mut self, device: usize) {
-        // Who has removed another is not: what the others were never told would then be no removal at all.
-        let removed = !self.expelling.is_empty() || self.slots.iter().any(|slot| slot.expelled);
-        if device == 0 && removed {
-            return;
-        }
-        let slot = self.slots.get_mut(device);
-        let Some((disks, promised)) = slot.and_then(|slot| slot.backup.take()) else {
-            return;
-        };
-        self.end(device, true);
-        // Places keep their number, for other backups count by it.
-        for by in self.promised_by.iter_mut().skip(promised) {
-            if *by == device {
-                *by = NOBODY;
-            }
-        }
-        self.spreading.retain(|_, (_, who)| {
-            who.remove(&device);
-            !who.is_empty()
-        });
-        self.mark(device, Mark::Restored);
-        self.trace
-            .note(self.now, device, format_args!("is put back to a backup"));
-        if let Some(slot) = self.slots.get_mut(device) {
-            slot.disks = disks;
-        }
-        self.act(Act::Start(device));
-        let slot = self.slots.get(device);
-        let running = slot.and_then(|slot| slot.running.as_ref());
-        let has = |entry: &&EntryId| {
-            running.is_some_and(|running| running.device.replica().contains(entry))
-        };
-        let kept: Vec<EntryId> = self.spreading.keys().filter(has).copied().collect();
-        for entry in kept {
-            self.took(device, entry);
-        }
-    }
-
-    /// A bit turns over among a device's packs.
-    fn rot(&mut self, device: usize) {
-        let Some(slot) = self.slots.get_mut(device) else {
-            return;
-        };
-        if let Some((file, bit)) = slot.disks.rot(&mut self.rng) {
-            slot.rotten = true;
-            self.mark(device, Mark::Rots);
-            self.trace.note(
-                self.now,
-                device,
-                format_args!("has bit {bit} of {file} turn over"),
-            );
-        }
-    }
-
-    /// A device passes a gossip message on: its own to all, those of others to its mesh.
-    fn spread(&mut self, device: usize, message: u64) {
-        let Some(Rumour { author, seen, .. }) = self.messages.get(&message) else {
-            return;
-        };
-        let (author, before) = (*author, seen.get(&device).copied());
-        let to: Vec<usize> = if author == device {
-            self.overlay.links(device).collect()
-        } else {
-            let mesh = self.overlay.mesh(device);
-            mesh.filter(|to| *to != author && Some(*to) != before)
-                .collect()
-        };
-        for to in to {
-            self.whisper(device, to, message);
-        }
-        if self.overlay.has_others(device) {
-            self.after(HEARTBEAT, Event::Lazily { device, message });
-        }
-    }
-
-    /// Those outside its mesh that lack a message hear of it, ask for it, and get it.
-    fn tell_lazily(&mut self, device: usize, message: u64) {
-        for to in self.overlay.lazily(device, &mut self.rng) {
-            let rumour = self.messages.get(&message);
-            let has = rumour.is_none_or(|rumour| rumour.seen.contains_key(&to));
-            self.network.count((device, to), IHAVE, "gossip");
-            if !has {
-                self.network.count((to, device), IHAVE, "gossip");
-                self.whisper(device, to, message);
-            }
-        }
-    }
-
-    /// A device passes a gossip message to another.
-    fn whisper(&mut self, device: usize, to: usize, message: u64) {
-        let Some(rumour) = self.messages.get_mut(&message) else {
-            return;
-        };
-        let (bytes, way) = (&rumour.bytes, (device, to));
-        let soonest = self.now + self.network.least_latency(device, to);
-        let comes = rumour.comes.get(&to).is_some_and(|at| *at <= soonest);
-        if comes || rumour.seen.contains_key(&to) {
-            self.network
-                .send_in_vain(self.now, way, bytes.len(), "gossip");
-            return;
-        }
-        let (_, arrives) = self
-            .network
-            .send(self.now, way, bytes.len(), "gossip", &mut self.rng);
-        let lost = self.gossip_lost > 0 && self.rng.below(1_000_000) < self.gossip_lost;
-        let comes = rumour.comes.get(&to).is_some_and(|at| *at <= arrives);
-        if !lost && !comes {
-            rumour.comes.insert(to, arrives);
-            let from = device;
-            self.push(arrives, Event::Gossip { from, to, message });
-        }
-    }
 }
 
 fn change_command(changes: Vec<Change>, sealed_under: Option<Secret>) -> Command {
@@ -1569,3 +1054,6 @@ fn pair(one: usize, other: usize) -> (usize, usize) {
 fn tree_path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).expect("paths of scenarios are paths")
 }
+
+#[cfg(test)]
+mod tests;

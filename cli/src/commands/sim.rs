@@ -242,6 +242,7 @@ fn moved(device: &Moved) -> Value {
         "name": device.name,
         "sent": by_purpose(&device.sent),
         "got": by_purpose(&device.got),
+        "metered": device.metered,
     })
 }
 
@@ -285,12 +286,16 @@ fn told(name: &str, seed: u64, report: &Report) -> String {
             .map(|(what, bytes)| format!("{what} {}", human(*bytes)))
             .collect();
         text += &format!(
-            "  {:<12} sent {} ({}), got {}\n",
+            "  {:<12} sent {} ({}), got {}",
             device.name,
             human(sum(&device.sent)),
             purposes.join(", "),
             human(sum(&device.got))
         );
+        if device.metered > 0 {
+            text += &format!(", {} of it paid for", human(device.metered));
+        }
+        text.push('\n');
     }
     if report.devices.len() > TOLD_MAX {
         let more = report.devices.len() - TOLD_MAX;

@@ -272,30 +272,33 @@ impl Book {
     /// The book as bytes: what is kept on disk.
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::new();
-        for (device, addrs) in self.iter() {
-            write(&mut out, device, &addrs);
+        for (device, known) in &self.devices {
+            write(&mut out, device, known.told());
         }
         out.into()
     }
 
     /// What a peer is told of it, with the addresses of the device itself first: messages of [`BOOK_MESSAGE_MAX`] devices at most.
     pub fn messages(&self, (me, own): (&DeviceId, &[String]), news: &News) -> Vec<Bytes> {
-        let own: Vec<String> = own.iter().take(BOOK_ADDRS_MAX).cloned().collect();
-        let told = std::iter::once((me, own))
-            .chain(self.iter())
-            .filter(|(device, _)| news.has(device));
-        let mut messages = Vec::new();
-        let mut message = Vec::new();
-        for (place, (device, addrs)) in told.enumerate() {
-            if place > 0 && place.is_multiple_of(BOOK_MESSAGE_MAX) {
-                messages.push(std::mem::take(&mut message).into());
+        let mut writing = Writing::default();
+        if news.has(me) {
+            writing.add(me, own.iter().take(BOOK_ADDRS_MAX));
+        }
+        match news {
+            News::All => {
+                for (device, known) in &self.devices {
+                    writing.add(device, known.told());
+                }
             }
-            write(&mut message, device, &addrs);
+            News::Of(devices) => {
+                for device in devices {
+                    if let Some(known) = self.devices.get(device) {
+                        writing.add(device, known.told());
+                    }
+                }
+            }
         }
-        if !message.is_empty() {
-            messages.push(message.into());
-        }
-        messages
+        writing.finish()
     }
 
     /// Reads one message; `None` if it is anything else.
@@ -334,14 +337,55 @@ impl Book {
     }
 }
 
-fn write(out: &mut Vec<u8>, device: &DeviceId, addrs: &[String]) {
+/// Messages that are being written.
+#[derive(Default)]
+struct Writing {
+    whole: Vec<Bytes>,
+    message: Vec<u8>,
+    devices: usize,
+}
+
+impl Writing {
+    fn add<'a>(&mut self, device: &DeviceId, addrs: impl Iterator<Item = &'a String>) {
+        if self.devices == BOOK_MESSAGE_MAX {
+            self.devices = 0;
+            self.whole.push(std::mem::take(&mut self.message).into());
+        }
+        if write(&mut self.message, device, addrs) {
+            self.devices += 1;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        if !self.message.is_empty() {
+            self.whole.push(self.message.into());
+        }
+        self.whole
+    }
+}
+
+/// Writes a device with these addresses; false if there are none.
+fn write<'a>(
+    out: &mut Vec<u8>,
+    device: &DeviceId,
+    addrs: impl Iterator<Item = &'a String>,
+) -> bool {
+    let begin = out.len();
     out.extend_from_slice(&device.0);
-    out.push(u8::try_from(addrs.len()).expect("at most BOOK_ADDRS_MAX"));
+    let place = out.len();
+    out.push(0);
+    let mut count = 0_u8;
     for addr in addrs {
         let len = u16::try_from(addr.len()).unwrap_or(0);
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(addr.as_bytes().get(..usize::from(len)).unwrap_or_default());
+        count = count.checked_add(1).expect("at most BOOK_ADDRS_MAX");
     }
+    match out.get_mut(place) {
+        Some(byte) if count > 0 => *byte = count,
+        _ => out.truncate(begin),
+    }
+    count > 0
 }
 
 /// Bits that two names begin with in common, and their distance by XOR.

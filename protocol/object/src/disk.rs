@@ -438,6 +438,22 @@ impl SimDisk {
 
     /// Inverts one random bit of a random non-empty file; answers which.
     pub fn flip_random(&self, rng: &mut Rng) -> Option<(String, u64)> {
+        let (name, len) = self.random(rng)?;
+        let bit = rng.below(len * 8);
+        self.flip(&name, bit);
+        Some((name, bit))
+    }
+
+    /// Loses one random sector of a random non-empty file; answers which.
+    pub fn lose_random(&self, rng: &mut Rng) -> Option<(String, u64)> {
+        let (name, len) = self.random(rng)?;
+        let offset = rng.below(len);
+        self.lose_sector(&name, offset);
+        Some((name, offset / SECTOR_BYTES as u64))
+    }
+
+    /// A random file that is not empty, and its length.
+    fn random(&self, rng: &mut Rng) -> Option<(String, u64)> {
         let candidates: Vec<(String, u64)> = {
             let sim = lock(&self.inner);
             let len = |file: &u64| sim.files.get(file).map_or(0, |file| file.data.len() as u64);
@@ -448,10 +464,18 @@ impl SimDisk {
                 .collect()
         };
         let chosen = usize::try_from(rng.below(candidates.len().max(1) as u64)).ok()?;
-        let (name, len) = candidates.get(chosen)?;
-        let bit = rng.below(len * 8);
-        self.flip(name, bit);
-        Some((name.clone(), bit))
+        candidates.get(chosen).cloned()
+    }
+
+    /// Bytes of all files together.
+    pub fn used(&self) -> u64 {
+        lock(&self.inner).used()
+    }
+
+    /// Whether its room is limited, or a fault is still to happen.
+    pub fn is_faulty(&self) -> bool {
+        let sim = lock(&self.inner);
+        sim.capacity != u64::MAX || sim.fault.is_some() || sim.sync_error
     }
 
     /// Ends the process and, unless it was only killed, the power; what was not synced is lost in part. The disk works again afterwards.

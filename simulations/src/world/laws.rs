@@ -177,19 +177,22 @@ impl World {
 
     /// No two devices that have long been connected differ in what one of them has had for as long.
     pub(super) fn nothing_lags(&mut self) {
+        self.check_ways();
         let before = |at: Time| at + LAG_MAX < self.now;
         let replicas: Vec<Option<&Replica>> = self
             .slots
             .iter()
             .map(|slot| {
                 let running = slot.running.as_ref().filter(|_| slot.is_honest())?;
-                (before(slot.since) && before(slot.paused)).then_some(running.device.replica())
+                let settled = before(slot.since) && before(slot.paused) && !slot.log_failed;
+                // One whose processor does not keep up has not heard all it was told.
+                (settled && slot.held.is_empty()).then_some(running.device.replica())
             })
             .collect();
         let replica = |device: usize| replicas.get(device).copied().flatten();
         let steady = |one: usize, other: usize| {
-            let link = self.connections.get(&super::pair(one, other));
-            link.is_some_and(|link| before(link.since)) && before(self.network.late(one, other))
+            self.sound_since(one, other).is_some_and(before)
+                && before(self.network.late(one, other))
         };
         let mut found = None;
         for (entry, (_, who)) in self.spreading.iter().take(LOOKED_AT) {
@@ -215,8 +218,28 @@ impl World {
         }
     }
 
+    /// What the world itself holds to: who is connected, who passes gossip on to whom, whom the DHT knows.
+    ///
+    /// # Panics
+    /// If it does not, which is a defect of the simulator.
+    pub(super) fn check_ways(&self) {
+        self.links.check_invariants();
+        self.overlay.check_invariants();
+        self.dht.tables.check_invariants();
+        for device in 0..self.slots.len() {
+            let all = self.neighbours(device);
+            let linked = all.filter(|other| self.links.get(device, *other).is_some());
+            assert_eq!(
+                linked.count(),
+                self.neighbours(device).count(),
+                "gossip goes over connections"
+            );
+        }
+    }
+
     /// What counts at the end, and must not; what those can read who were removed, and must not.
     pub fn check_laws(&mut self) {
+        self.check_ways();
         let mut failures = Vec::new();
         for (place, device) in self.honest() {
             let counted = self.laws.never.iter();

@@ -12,6 +12,7 @@ use kith_object::time::{Span, Time};
 
 use super::{Event, World};
 use crate::dht::{CLOSEST, Lookup, Tables};
+use crate::network::Purpose;
 
 /// So long a record of who provides something is kept.
 const KEPT: Span = Span::from_secs(48 * 3600);
@@ -64,7 +65,7 @@ impl World {
         let joins = self.dht.joined.insert(device, life) != Some(life);
         let mut tables = std::mem::take(&mut self.dht.tables);
         let mut rng = std::mem::replace(&mut self.rng, Rng::from_seed([0; 32]));
-        let answers = |other| other != device && self.reach(device, other);
+        let answers = |other| other != device && self.asks(device, other);
         if joins {
             tables.join(device, &mut rng, answers);
         }
@@ -72,12 +73,16 @@ impl World {
         (self.dht.tables, self.rng) = (tables, rng);
         let mut took = 0;
         for (nth, peer) in found.asked.iter().enumerate() {
-            self.network.count((device, *peer), QUESTION, "dht");
-            let trip = if *peer != device && self.reach(device, *peer) {
+            let via = self.way(device, *peer).via;
+            let purpose = (Purpose::Dht, via);
+            self.network.count((device, *peer), QUESTION, purpose);
+            let trip = if *peer != device && self.asks(device, *peer) {
                 let named = CLOSEST.min(self.slots.len().saturating_sub(1));
                 let answer = NAMED * named as u64;
-                self.network.count((*peer, device), answer, "dht");
-                2 * self.network.latency(device, *peer, &mut self.rng)
+                self.network.count((*peer, device), answer, purpose);
+                2 * self
+                    .network
+                    .latency(self.now, (device, *peer), &mut self.rng)
             } else {
                 SILENCE
             };

@@ -18,7 +18,7 @@ use kith_protocol::gossip::message::Message;
 use kith_protocol::gossip::{Key, SPREAD_BYTES_MAX};
 
 use super::record::Mark;
-use super::{Event, REMEMBERED as KEPT, Rumour, World, pair};
+use super::{REMEMBERED as KEPT, Rumour, World};
 use crate::plan::Harm;
 
 /// What entries are signed under.
@@ -306,28 +306,7 @@ impl World {
 
     /// Puts a message on the way, whatever the device's machine thinks.
     fn slip(&mut self, from: usize, to: usize, channel: Channel, bytes: Bytes) {
-        let Some(link) = self.connections.get(&pair(from, to)).copied() else {
-            return;
-        };
-        let purpose = match channel {
-            Channel::Bitswap => "blocks",
-            Channel::Sync => "sync",
-        };
-        let way = (from, to);
-        let sent = self
-            .network
-            .send(self.now, way, bytes.len(), purpose, &mut self.rng);
-        let connection = link.number;
-        self.push(
-            sent.1,
-            Event::Arrives {
-                from,
-                to,
-                connection,
-                channel,
-                bytes,
-            },
-        );
+        self.hand_over((from, to), channel, bytes);
     }
 
     /// Sends again what was sent before, to whom it was not meant.

@@ -121,7 +121,7 @@ impl World {
             Kind::Chunk,
         );
         let store = &running.storage.store;
-        let link = writer
+        let stored = writer
             .finish_with(&content, &mut |block| {
                 let verified = Verified::computed(block.cid, &block.bytes);
                 store
@@ -129,8 +129,18 @@ impl World {
                     .map(|_| ())
                     .map_err(std::io::Error::other)
             })
-            .expect("a disk without faults takes blocks");
-        store.flush().expect("a disk without faults syncs");
+            .and_then(|link| {
+                store.flush().map_err(std::io::Error::other)?;
+                Ok(link)
+            });
+        let link = match stored {
+            Ok(link) => link,
+            Err(error) => {
+                self.trace
+                    .note(now, device, format_args!("cannot put {path}: {error}"));
+                return;
+            }
+        };
         let change = Change::File {
             path: tree_path(path),
             kind: FileKind::File,
@@ -162,6 +172,14 @@ impl World {
         let request = self.next;
         let slot = self.slots.get_mut(device)?;
         slot.running.as_ref()?;
+        if slot.log_failed {
+            self.trace.note(
+                self.now,
+                device,
+                format_args!("refuses: its log takes no more"),
+            );
+            return None;
+        }
         slot.pending.insert(request, promises);
         self.input(device, Input::Command { request, command });
         Some(request)
@@ -280,11 +298,20 @@ impl World {
         let Some(running) = &slot.running else { return };
         let verified =
             Verified::check(&cid, block).expect("the exchange hands over what it verified");
-        running
-            .storage
-            .store
-            .put_verified(Class::Bulk, verified)
-            .expect("a disk without faults takes blocks");
+        if let Err(error) = running.storage.store.put_verified(Class::Bulk, verified) {
+            self.trace.note(
+                self.now,
+                device,
+                format_args!("cannot store a block: {error}"),
+            );
+            let mine = |fetch: &Fetch| fetch.requests.iter().any(|of| requests.contains(of));
+            let reads = slot.fetches.iter().filter(|(_, fetch)| mine(fetch));
+            let reads: Vec<u64> = reads.map(|(number, _)| *number).collect();
+            for read in reads {
+                self.give_up(device, read);
+            }
+            return;
+        }
         self.later((0, 0), device, Input::Stored(vec![cid]));
         self.arrived(device, requests, cid);
     }

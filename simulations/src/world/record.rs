@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use kith_object::time::Span;
 
 use super::World;
+use crate::network::Counts;
 
 /// So often a run is looked at.
 const SAMPLES: u64 = 240;
@@ -30,8 +31,14 @@ pub enum Mark {
     Returns,
     /// Its clock jumped, milliseconds.
     Jumps(i64),
-    /// A bit on its disk turned over.
+    /// A bit on its disk turned over, or a sector was lost.
     Rots,
+    /// Its disks are nearly full.
+    Fills,
+    /// Its disks fail to make something durable.
+    Unwritable,
+    /// It is slow from now on, or as quick again as before.
+    Slows(bool),
     /// Its disks were put back to a backup.
     Restored,
     /// It stands still for a while.
@@ -147,8 +154,8 @@ impl World {
             }
         }
         let mut sent = BTreeMap::new();
-        for (what, bytes) in self.network.sent.iter().flatten() {
-            *sent.entry(*what).or_insert(0) += bytes;
+        for (what, bytes) in self.network.sent.iter().flat_map(Counts::named) {
+            *sent.entry(what).or_insert(0) += bytes;
         }
         record.samples.push(Sample {
             at_ms: self.elapsed().as_ms(),
