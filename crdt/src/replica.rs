@@ -167,13 +167,13 @@ struct AccessEntry {
     node: u32,
     /// Entries of `access` in its past, by their places.
     past: Bits,
-    open: Option<Opened>,
+    open: Option<Box<Opened>>,
     /// Has an open part that breaks a rule.
     malformed: bool,
     /// The whole entry, as long as its sealed part could not be opened.
-    sealed: Option<Entry>,
+    sealed: Option<Box<Entry>>,
     /// What it says; `None` until its sealed part was opened.
-    content: Option<Content>,
+    content: Option<Box<Content>>,
     /// For a removal: all entries in the past of its frontier, and whether that is to be worked out anew.
     spared: Option<Bits>,
     spared_is_stale: bool,

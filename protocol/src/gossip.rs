@@ -207,6 +207,8 @@ pub struct Gossip {
     beacon: Beacon,
     /// When the next device is told the root directly.
     direct_due: Option<Time>,
+    /// When there is something to do next, as of the last input: it is asked for far more often than it changes.
+    next_due: Option<Time>,
     /// Roots that devices published last.
     heard: BTreeMap<DeviceId, [u8; 32]>,
     /// When another device's root was last found equal to the own.
@@ -238,6 +240,7 @@ impl Gossip {
             beacon: Beacon::default(),
             agreed: None,
             direct_due: None,
+            next_due: None,
             heard: BTreeMap::new(),
             going: BTreeMap::new(),
             delivered: Delivered::default(),
@@ -276,6 +279,7 @@ impl Gossip {
             Input::Loaded { token, entries } => self.loaded(token, entries),
             Input::Wake => self.wake(),
         }
+        self.next_due = self.find_next_due();
     }
 
     /// The next thing to do, in order.
@@ -285,6 +289,10 @@ impl Gossip {
 
     /// When to come back with [`Input::Wake`], if nothing happens before.
     pub fn next_wakeup(&self) -> Option<Time> {
+        self.next_due
+    }
+
+    fn find_next_due(&self) -> Option<Time> {
         let of_peers = self.peers.values().flat_map(|peer| {
             let answer = peer.awaiting.map(|awaiting| awaiting.since + ANSWER_MAX);
             let fetch = peer.asked.values().map(|asked| asked.heard).min();

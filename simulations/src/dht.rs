@@ -14,6 +14,8 @@ pub const CLOSEST: usize = 20;
 const AT_ONCE: usize = 3;
 
 type Key = [u8; 32];
+/// How far a device is from a key: the first half of the distance, which no two share.
+type Far = u128;
 
 /// What all devices know of each other.
 #[derive(Debug, Clone, Default)]
@@ -34,19 +36,13 @@ pub struct Lookup {
     pub hops: u32,
 }
 
-fn distance(one: &Key, other: &Key) -> Key {
-    let mut distance = *one;
-    for (byte, theirs) in distance.iter_mut().zip(other) {
-        *byte ^= theirs;
-    }
-    distance
+fn half(key: &Key) -> Far {
+    Far::from_be_bytes(key.first_chunk().copied().unwrap_or_default())
 }
 
 /// Leading zeros.
-fn depth(distance: &Key) -> usize {
-    let zeros = distance.iter().take_while(|byte| **byte == 0).count();
-    let bits = distance.get(zeros).map_or(0, |byte| byte.leading_zeros());
-    zeros * 8 + usize::try_from(bits).unwrap_or(0)
+fn depth(distance: Far) -> usize {
+    usize::try_from(distance.leading_zeros()).unwrap_or(0)
 }
 
 impl Tables {
@@ -65,9 +61,13 @@ impl Tables {
         self.keys.get(device).copied().unwrap_or_default()
     }
 
+    fn far(&self, device: usize, key: Far) -> Far {
+        self.keys.get(device).map_or(0, half) ^ key
+    }
+
     /// Two devices are connected: each notes the other, where it has room.
     pub fn meet(&mut self, one: usize, other: usize) {
-        let depth = depth(&distance(&self.key(one), &self.key(other)));
+        let depth = depth(self.far(one, half(&self.key(other))));
         for (here, there) in [(one, other), (other, one)] {
             let Some(buckets) = self.buckets.get_mut(here) else {
                 continue;
@@ -80,12 +80,16 @@ impl Tables {
     }
 
     /// Those that a device knows, closest to a key first.
-    fn known(&self, at: usize, key: &Key) -> Vec<usize> {
+    fn known(&self, at: usize, key: Far) -> Vec<(Far, usize)> {
         let buckets = self.buckets.get(at);
         let known = buckets.into_iter().flatten().flat_map(|(_, list)| list);
-        let mut known: Vec<usize> = known.copied().collect();
-        known.sort_unstable_by_key(|device| distance(&self.key(*device), key));
-        known.truncate(CLOSEST);
+        let known = known.map(|device| (self.far(*device, key), *device));
+        let mut known: Vec<(Far, usize)> = known.collect();
+        if known.len() > CLOSEST {
+            known.select_nth_unstable(CLOSEST);
+            known.truncate(CLOSEST);
+        }
+        known.sort_unstable();
         known
     }
 
@@ -113,11 +117,12 @@ impl Tables {
     /// Looks for those closest to a key; `answers` says who does.
     pub fn lookup(&mut self, from: usize, key: &Key, answers: impl Fn(usize) -> bool) -> Lookup {
         // By distance: who it is, and on how many hops it became known.
-        let mut found: BTreeMap<Key, (usize, u32)> = BTreeMap::new();
+        let key = half(key);
+        let mut found: BTreeMap<Far, (usize, u32)> = BTreeMap::new();
         let mut done: BTreeMap<usize, bool> = BTreeMap::from([(from, false)]);
         let mut asked = Vec::new();
-        for device in self.known(from, key) {
-            found.insert(distance(&self.key(device), key), (device, 1));
+        for (at, device) in self.known(from, key) {
+            found.insert(at, (device, 1));
         }
         let mut under_way: VecDeque<(usize, u32)> = VecDeque::new();
         // So many answers in a row brought nobody closer than the closest known.
@@ -158,8 +163,7 @@ impl Tables {
             self.meet(from, device);
             let closest = found.keys().next().copied();
             let mut nearer = found.len() < CLOSEST;
-            for told in self.known(device, key) {
-                let at = distance(&self.key(told), key);
+            for (at, told) in self.known(device, key) {
                 if told != from && !found.contains_key(&at) {
                     nearer |= closest.is_none_or(|closest| at < closest);
                     found.insert(at, (told, hop + 1));
@@ -222,7 +226,7 @@ mod tests {
         for nth in 0..50u8 {
             let key = *blake3::hash(&[nth]).as_bytes();
             let mut all: Vec<usize> = (0..1000).collect();
-            all.sort_by_key(|device| distance(&tables.key(*device), &key));
+            all.sort_by_key(|device| tables.far(*device, half(&key)));
             let from = usize::from(nth) * 7;
             let found = tables.lookup(from, &key, |_| true);
             let best: Vec<usize> = all.into_iter().filter(|d| *d != from).take(10).collect();
@@ -247,7 +251,7 @@ mod tests {
         let found = tables.lookup(0, &key, |device| device != 3);
         assert_eq!(found.closest.len(), 6);
         assert!(found.asked.contains(&3) && !found.closest.contains(&3));
-        assert_eq!(depth(&[0; 32]), 256);
-        assert_eq!(depth(&distance(&[1; 32], &[0; 32])), 7);
+        assert_eq!(depth(0), 128);
+        assert_eq!(depth(half(&[1; 32])), 7);
     }
 }

@@ -116,6 +116,9 @@ impl Entry {
     /// The entry as it travels and is stored.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = self.header.encode();
+        // As many as it takes: a device keeps those of `access` as bytes.
+        let payload = self.payload.as_ref().map_or(0, |payload| payload.len());
+        out.reserve_exact(2 + self.signature.len() + 1 + payload);
         out.extend_from_slice(&64u16.to_le_bytes());
         out.extend_from_slice(&self.signature);
         out.push(u8::from(self.payload.is_some()));

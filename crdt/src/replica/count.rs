@@ -67,7 +67,7 @@ impl Replica {
                     thrown_out: *thrown_out,
                     node: entry.node,
                     past: &entry.past,
-                    content: entry.content.as_ref().filter(|_| !thrown_out),
+                    content: entry.content.as_deref().filter(|_| !thrown_out),
                     spared: entry.spared.as_ref(),
                 })
             })

@@ -578,9 +578,9 @@ impl Replica {
         self.entries.push(AccessEntry {
             node: at,
             past,
-            sealed: sealed.then(|| entry.clone()),
+            sealed: sealed.then(|| Box::new(entry.clone())),
             content: None,
-            open,
+            open: open.map(Box::new),
             malformed,
             spared: None,
             spared_is_stale: false,
@@ -590,7 +590,9 @@ impl Replica {
         if sealed {
             self.read_access(place);
         } else {
-            let open = self.entry(place).and_then(|entry| entry.open.clone());
+            let open = self
+                .entry(place)
+                .and_then(|entry| entry.open.as_deref().cloned());
             self.conclude_access(
                 place,
                 Reading::Plain,

@@ -270,7 +270,7 @@ impl Replica {
             _ => None,
         };
         let access = self.entry(place);
-        let open = access.and_then(|access| access.open.clone());
+        let open = access.and_then(|access| access.open.as_deref().cloned());
         let malformed = access.is_some_and(|access| access.malformed);
         let author = entry.header().author;
         let content = sealed
@@ -305,7 +305,7 @@ impl Replica {
             // What is needed of it went into the content.
             entry.open = None;
             entry.spared_is_stale = content.removal.is_some();
-            entry.content = Some(content);
+            entry.content = Some(Box::new(content));
         }
         self.certify(place);
     }

@@ -255,7 +255,7 @@ impl Replica {
                 self.entries
                     .get(usize::try_from(*place).ok()?)?
                     .content
-                    .as_ref()
+                    .as_deref()
             })
             .flat_map(|content| &content.envelopes);
         for envelope in contents.filter(|other| other.epoch == *epoch && other.part == part) {

@@ -50,10 +50,10 @@ struct Next {
 
 #[derive(Debug)]
 struct Known {
-    /// As the device itself told, since the start.
-    own: BTreeSet<String>,
+    /// As the device itself told, since the start; in order, as are those that others told. Of a thousand devices mostly one each: no sets.
+    own: Vec<String>,
     /// As others told, where that is something else.
-    hearsay: BTreeSet<String>,
+    hearsay: Vec<String>,
     /// Where it was last seen in the local network. Never told on and never kept: who told of it is not known.
     sighted: Vec<String>,
     dialled: Option<Time>,
@@ -85,7 +85,7 @@ impl Book {
         {
             return false;
         }
-        let addrs: BTreeSet<String> = addrs.cloned().collect();
+        let addrs: BTreeSet<&String> = addrs.collect();
         if addrs.is_empty()
             || (!self.devices.contains_key(&device) && self.devices.len() >= BOOK_DEVICES_MAX)
         {
@@ -97,17 +97,20 @@ impl Book {
             .or_insert_with(|| Known::new(now));
         let before = (known.own.clone(), known.hearsay.clone());
         if from_itself {
-            known.own = addrs.into_iter().take(OWN_MAX).collect();
-            known.hearsay.clear();
+            known.own = addrs.into_iter().take(OWN_MAX).cloned().collect();
+            known.hearsay = Vec::new();
         } else {
-            let news = addrs.difference(&known.own).cloned();
-            let news: BTreeSet<String> = news.collect();
+            let mut news = addrs;
+            news.retain(|addr| !known.own.contains(addr));
             // Old ones that led nowhere make room for what others have heard since; what the device itself told does not, or anybody could have it forgotten.
             let room = BOOK_ADDRS_MAX - known.own.len();
-            if known.hearsay.union(&news).count() > room {
+            let fresh = news.iter().filter(|addr| !known.hearsay.contains(addr));
+            if known.hearsay.len() + fresh.count() > room {
                 known.hearsay.clear();
             }
-            known.hearsay.extend(news.into_iter().take(room));
+            known.hearsay.extend(news.into_iter().take(room).cloned());
+            known.hearsay.sort_unstable();
+            known.hearsay.dedup();
         }
         let learnt = (&known.own, &known.hearsay) != (&before.0, &before.1);
         if learnt {
@@ -407,8 +410,8 @@ pub(crate) fn distance(me: &DeviceId, device: &DeviceId) -> (u32, [u8; 32]) {
 impl Known {
     fn new(now: Time) -> Self {
         Self {
-            own: BTreeSet::new(),
-            hearsay: BTreeSet::new(),
+            own: Vec::new(),
+            hearsay: Vec::new(),
             sighted: Vec::new(),
             dialled: None,
             dialling: false,

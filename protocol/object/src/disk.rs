@@ -718,6 +718,11 @@ impl Disk for SimDisk {
         sim.stats.bytes += written as u64;
         let file = sim.file_mut(name)?;
         let offset = file.data.len() as u64;
+        // Many files are in memory at once: no more room than an eighth is kept for what comes.
+        if file.data.capacity() - file.data.len() < written {
+            let eighth = file.data.len() / 8;
+            file.data.reserve_exact(written.max(eighth));
+        }
         file.data.extend(bytes.iter().take(written));
         match fault {
             Some(fault) => Err(failure(fault)),
