@@ -147,6 +147,14 @@ fn seen() -> Shapes {
     assert!(fs::read_to_string(trace).unwrap().lines().count() > 300);
     let refused = first.fails(1, ["sim", "run", "--report", "/nowhere/page.html"]);
     assert!(refused.failure().to_string().contains("/nowhere/page.html"));
+    // Nobody reads a photograph over such a line in a second: told with when, seed, commit and how to see it again.
+    let hurried = "duration = '1m'\nread = '1s'\n[[site]]\nname = 'x'\nup = '9kbit/s'\n[[site]]\nname = 'y'\n[[device]]\nname = 'a'\nsite = 'x'\nadmin = true\n[[device]]\nname = 'b'\nsite = 'y'\n[[work]]\nwhat = 'photos'\ndevices = ['a']\nfiles = 1\nat = '1s'\n";
+    let hurried = place.write("hurried.toml", hurried);
+    let failed = first.fails(1, ["sim", "run", hurried.to_str().unwrap(), "--seed", "5"]);
+    let failure = failed.failure().to_string();
+    for says in ["at 361000 ms: ", "--seed 5", "(commit ", "--trace FILE"] {
+        assert!(failure.contains(says), "{says}: {failure}");
+    }
     keep(&first.ok(["sim", "list"]));
     let mesh = "[[site]]\nname = 'x'\n[[site]]\nname = 'y'\n[[device]]\nname = 'a'\nsite = 'x'\nadmin = true\ncapacity = '3TB'\n[[device]]\nname = 'b'\nsite = 'y'\nonline = '08:00-10:00'\n";
     let mesh = place.write("mesh.toml", mesh);

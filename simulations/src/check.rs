@@ -8,7 +8,7 @@ use crate::world::World;
 
 /// All that is wrong; empty if nothing is.
 pub fn agreement(world: &World) -> Vec<String> {
-    let mut failures = world.failures.clone();
+    let mut failures = Vec::new();
     let mut first: Option<(usize, String, Access, [u8; 32])> = None;
     for (place, device) in world.honest() {
         let (digest, entries) = device.digest();
@@ -39,7 +39,8 @@ pub fn agreement(world: &World) -> Vec<String> {
             }
         }
     }
-    failures
+    let found = failures.into_iter().map(|failure| world.now_that(failure));
+    world.failures.iter().cloned().chain(found).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

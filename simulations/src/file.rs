@@ -4,6 +4,7 @@
 
 mod faults;
 mod lines;
+mod regions;
 mod text;
 mod units;
 
@@ -17,7 +18,7 @@ use self::lines::{FAR, loss, way};
 use self::text::{DeviceText, File, HarmText, TimesText, WorkText};
 use self::units::{DAY, Hours, Length, Range, SECOND, Size};
 use crate::plan::{
-    DevicePlan, Doing, Harm, HarmPlan, Nat, Path, Plan, Site, Times, When, Work, Wrong,
+    Access, DevicePlan, Doing, Harm, HarmPlan, Nat, Path, Plan, Site, Times, When, Work, Wrong,
 };
 
 /// Most devices of a run.
@@ -261,6 +262,7 @@ impl Reading {
                 name: "home".to_owned(),
                 up: None,
                 down: None,
+                access: Access::default(),
                 inner: Path::new(FAR),
                 nat: Nat::default(),
                 hours: Vec::new(),

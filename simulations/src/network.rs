@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 
-use crate::plan::{Bursts, LineHours, Path, Plan};
+use crate::plan::{Access, Bursts, LineHours, Path, Plan};
 
 /// Of a packet's bytes, what its heads take; and what they take that is counted: IP and TCP. The rest is room for tunnels and options.
 const HEADS_BYTES: u64 = 100;
@@ -104,6 +104,7 @@ pub struct Way {
 #[derive(Debug)]
 struct SiteLines {
     rates: (Option<u64>, Option<u64>),
+    access: Access,
     hours: Vec<LineHours>,
     inner: Path,
     /// When its line out, and in, is free.
@@ -179,6 +180,7 @@ impl Network {
         let devices = plan.devices.len();
         let sites = plan.sites.iter().map(|site| SiteLines {
             rates: (site.up, site.down),
+            access: site.access,
             hours: site.hours.clone(),
             inner: site.inner,
             free: (0, 0),
@@ -228,10 +230,11 @@ impl Network {
         let mut path = self.at_rest(here, there);
         if here != there {
             for site in [here, there] {
+                if let Some(lines) = self.sites.get(site) {
+                    path = path.over(lines.access);
+                }
                 if let Some(line) = self.hours(site, now) {
-                    path.latency.0 += line.latency.0;
-                    path.latency.1 += line.latency.1;
-                    path.loss += line.loss;
+                    path = path.over(line.access);
                 }
             }
         }
@@ -480,8 +483,10 @@ fn bytes(len: usize, packets: u64) -> u64 {
     len as u64 + HEAD_BYTES + packets * PACKET_HEAD_BYTES
 }
 
+/// One between the two, mostly nearer the least, as latencies are: by the square of an even chance.
 fn roll((least, most): (u64, u64), rng: &mut Rng) -> u64 {
-    least + rng.below(most.saturating_sub(least) + 1)
+    let even = rng.below(1001);
+    least + (most.saturating_sub(least) * even * even + 500_000) / 1_000_000
 }
 
 /// How many of these packets meet what so many of a million meet.

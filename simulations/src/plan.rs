@@ -50,12 +50,23 @@ pub struct Site {
     pub up: Option<u64>,
     /// See [`Site::up`].
     pub down: Option<u64>,
+    /// What its line adds to every way out of it and into it.
+    pub access: Access,
     /// Between two devices there.
     pub inner: Path,
     /// What stands between it and the rest.
     pub nat: Nat,
     /// What its line is at certain hours; the first that fits holds.
     pub hours: Vec<LineHours>,
+}
+
+/// What a line adds to the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Access {
+    /// One way, at least and at most, milliseconds.
+    pub latency: (u64, u64),
+    /// Packets lost, of a million.
+    pub loss: u64,
 }
 
 /// What a router at a site lets in.
@@ -88,10 +99,8 @@ pub struct LineHours {
     pub up: Option<u64>,
     /// See [`LineHours::up`].
     pub down: Option<u64>,
-    /// So much longer a way out or in is, at least and at most, milliseconds.
-    pub latency: (u64, u64),
-    /// So many more packets are lost, of a million.
-    pub loss: u64,
+    /// What it adds to every way out or in, besides what the line always does.
+    pub access: Access,
     /// Whether what it carries is paid for.
     pub metered: bool,
     /// Whether there is no line at all.
@@ -116,6 +125,15 @@ pub struct Path {
 }
 
 impl Path {
+    /// The same over a line that adds something.
+    #[must_use]
+    pub fn over(mut self, access: Access) -> Self {
+        self.latency.0 += access.latency.0;
+        self.latency.1 += access.latency.1;
+        self.loss += access.loss;
+        self
+    }
+
     /// One that loses nothing.
     pub fn new(latency: (u64, u64)) -> Self {
         Self {
@@ -353,6 +371,19 @@ pub struct HarmPlan {
 }
 
 impl Plan {
+    /// What lies between two sites, or within one, at most hours.
+    pub fn way(&self, one: usize, other: usize) -> Path {
+        let site = |place: usize| self.sites.get(place);
+        if one == other {
+            return site(one).map_or(self.path, |site| site.inner);
+        }
+        let pair = (one.min(other), one.max(other));
+        let known = self.paths.iter().find(|(sites, _)| *sites == pair);
+        let access = |place: usize| site(place).map_or(Access::default(), |site| site.access);
+        let path = known.map_or(self.path, |(_, path)| *path);
+        path.over(access(one)).over(access(other))
+    }
+
     /// Devices that mean harm.
     pub fn hostile(&self) -> BTreeSet<usize> {
         let devices = self.harms.iter().flat_map(|harm| &harm.devices);

@@ -187,10 +187,11 @@ impl Scenario {
         }
         run_until(&mut world, Span(agree_at.0 + plan.read.0));
         if world.reads_open() > 0 {
-            failures.push(format!(
+            let what = format!(
                 "{} reads of acknowledged objects do not end",
                 world.reads_open()
-            ));
+            );
+            failures.push(world.now_that(what));
         }
         world.check_laws();
         for failure in &world.failures {

@@ -246,12 +246,7 @@ fn slowest_line(plan: &Plan) -> f64 {
 
 /// Bytes a second that one connection carries between two places, lines aside.
 fn connection_rate(plan: &Plan, one: usize, other: usize) -> f64 {
-    let pair = (one.min(other), one.max(other));
-    let known = plan.paths.iter().find(|(sites, _)| *sites == pair);
-    let path = match plan.sites.get(one) {
-        Some(site) if one == other => site.inner,
-        _ => known.map_or(plan.path, |(_, path)| *path),
-    };
+    let path = plan.way(one, other);
     if path.loss == 0 {
         return LOCAL_RATE;
     }

@@ -562,8 +562,7 @@ impl World {
             self.happen(event);
             self.events += 1;
             if self.events > most {
-                self.failures
-                    .push("the run goes round in circles".to_owned());
+                self.fail("the run goes round in circles");
                 break;
             }
         }

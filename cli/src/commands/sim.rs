@@ -2,6 +2,7 @@
 
 mod planning;
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,6 +89,26 @@ fn found(name: &str) -> Result<Scenario, CommandError> {
     })
 }
 
+/// What was built: a failed run is told with it.
+const COMMIT: &str = env!("KITH_COMMIT");
+
+/// A run, or what it ended with: a law that a machine says of itself fails by a panic.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, Vec<String>> {
+    std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        vec![text.unwrap_or_else(|| "a law of a machine does not hold".to_owned())]
+    })
+}
+
+/// A run in which something was found wrong.
+fn failed(what: &str, hint: &str, causes: Vec<String>) -> CommandError {
+    let what = format!("{what} (commit {COMMIT})");
+    let mut failure = Failure::new(FailureKind::Failed, what).hint(hint);
+    failure.causes = causes;
+    failure.into()
+}
+
 /// Devices of a run that are told of one by one.
 const TOLD_MAX: usize = 20;
 
@@ -111,10 +132,14 @@ fn one(
             Failure::new(FailureKind::Failed, what).because(&error)
         })
     };
+    let what = format!("run {name} with seed {seed}");
+    let hint = format!("replay it with `kith sim run {name} --seed {seed} --trace FILE`");
     let report = match files.report {
-        None => found.run(seed, files.trace.is_some()),
+        None => guarded(|| found.run(seed, files.trace.is_some()))
+            .map_err(|causes| failed(&what, &hint, causes))?,
         Some(path) => {
-            let (report, record) = found.run_recorded(seed, files.trace.is_some());
+            let (report, record) = guarded(|| found.run_recorded(seed, files.trace.is_some()))
+                .map_err(|causes| failed(&what, &hint, causes))?;
             let page = report::page(name, seed, found.plan(), &report, &record);
             write("report", path, &page)?;
             report
@@ -144,11 +169,7 @@ fn one(
     if report.failures.is_empty() {
         return Ok(());
     }
-    let what = format!("run {name} with seed {seed}");
-    let hint = format!("replay it with `kith sim run {name} --seed {seed} --trace FILE`");
-    let mut failure = Failure::new(FailureKind::Failed, what).hint(hint);
-    failure.causes.clone_from(&report.failures);
-    Err(failure.into())
+    Err(failed(&what, &hint, report.failures))
 }
 
 /// Runs seeds on all cores, those that once failed first.
@@ -167,26 +188,31 @@ fn swarm(
     // A seed that is asked for is that seed.
     let known = if first.is_some() { Vec::new() } else { known() };
     let next = AtomicU64::new(0);
-    let failed: Mutex<Vec<(u64, Report)>> = Mutex::default();
+    let found: Mutex<Vec<(u64, Vec<String>)>> = Mutex::default();
     let (done, events) = (AtomicU64::new(0), AtomicU64::new(0));
     let most = runs.unwrap_or(u64::MAX);
     let work = || {
         while Instant::now() < until {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let none_failed = failed.lock().is_ok_and(|failed| failed.is_empty());
+            let none_failed = found.lock().is_ok_and(|found| found.is_empty());
             if number >= most || !none_failed {
                 return;
             }
             let old = usize::try_from(number).ok().and_then(|at| known.get(at));
             let fresh = number.saturating_sub(known.len() as u64);
             let seed = old.copied().unwrap_or(begin.wrapping_add(fresh));
-            let report = kith_simulations::swarm::run(seed, false);
+            let failures = match guarded(|| kith_simulations::swarm::run(seed, false)) {
+                Ok(report) => {
+                    events.fetch_add(report.events, Ordering::Relaxed);
+                    report.failures
+                }
+                Err(panic) => panic,
+            };
             done.fetch_add(1, Ordering::Relaxed);
-            events.fetch_add(report.events, Ordering::Relaxed);
-            if !report.failures.is_empty()
-                && let Ok(mut failed) = failed.lock()
+            if !failures.is_empty()
+                && let Ok(mut found) = found.lock()
             {
-                failed.push((seed, report));
+                found.push((seed, failures));
             }
         }
     };
@@ -197,8 +223,8 @@ fn swarm(
         }
     });
     let (done, events) = (done.into_inner(), events.into_inner());
-    let failed = failed.into_inner().unwrap_or_default();
-    let seeds: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+    let found = found.into_inner().unwrap_or_default();
+    let seeds: Vec<u64> = found.iter().map(|(seed, _)| *seed).collect();
     let value = json!({
         "event": "swarm",
         "first_seed": begin,
@@ -212,11 +238,14 @@ fn swarm(
             seeds.len()
         )
     })?;
-    let Some((seed, report)) = failed.into_iter().next() else {
+    let Some((seed, failures)) = found.into_iter().next() else {
         return Ok(());
     };
     if let Some(path) = shrink {
-        let fails = |draft: &Draft| !draft.scenario().run(seed, false).failures.is_empty();
+        let fails = |draft: &Draft| {
+            let run = guarded(|| draft.scenario().run(seed, false));
+            run.is_err() || run.is_ok_and(|report| !report.failures.is_empty())
+        };
         let draft = Draft::new(seed).shrunk(&fails);
         std::fs::write(path, draft.text()).map_err(|error| {
             let what = format!("write the scenario {}", path.display());
@@ -227,9 +256,7 @@ fn swarm(
     let hint = format!(
         "replay it with `kith sim swarm --seed {seed} --runs 1 --shrink FILE`, then `kith sim run FILE --seed {seed} --trace FILE`"
     );
-    let mut failure = Failure::new(FailureKind::Failed, what).hint(hint);
-    failure.causes.clone_from(&report.failures);
-    Err(failure.into())
+    Err(failed(&what, &hint, failures))
 }
 
 fn moved(device: &Moved) -> Value {

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use kith_object::time::Span;
 use toml::Spanned;
 
+use super::regions::{self, KINDS, REGIONS};
 use super::text::{BurstsText, File, LineText, SiteText, WayText};
 use super::units::{DAY, Length, Range, Rate, Share};
 use super::{Bad, Reading, bad};
-use crate::plan::{Bursts, LineHours, MTU, Nat, Path, Site};
+use crate::plan::{Access, Bursts, LineHours, MTU, Nat, Path, Site};
 
 /// Longest one-way latency: further than any satellite.
 const LATENCY_MAX: u64 = 10_000;
@@ -65,32 +66,43 @@ impl Reading {
                 return bad(one, "there are two links between these sites");
             }
         }
+        let mut regions = Vec::new();
+        for (place, text) in file.site.iter().enumerate() {
+            if let Some(name) = &text.region {
+                let known: Vec<(&str, usize)> = REGIONS.iter().copied().zip(0..).collect();
+                regions.push((place, one_of(name, "region", &known)?));
+            }
+        }
+        for (nth, (site, region)) in regions.iter().enumerate() {
+            for (before, other) in regions.iter().take(nth) {
+                let path = Path::new(regions::latency(*region, *other));
+                // What is said of a link holds.
+                paths.entry((*before, *site)).or_insert(path);
+            }
+        }
         Ok(paths)
     }
 }
 
 fn site(text: &SiteText) -> Result<Site, Bad> {
     let nat = match &text.nat {
+        Some(name) => one_of(name, "nat", &Nat::ALL)?,
         None => Nat::default(),
-        Some(name) => {
-            let mut known = Nat::ALL.iter();
-            match known.find(|(known, _)| known == name.get_ref()) {
-                Some((_, nat)) => *nat,
-                None => {
-                    let what = format!(
-                        "`{}` is no `nat`, which is {}",
-                        name.get_ref(),
-                        Nat::ALL.map(|(name, _)| name).join(", ")
-                    );
-                    return bad(name, what);
-                }
-            }
-        }
     };
+    let kind = text.kind.as_ref();
+    let kind = kind.map(|name| {
+        one_of(
+            name,
+            "kind",
+            &KINDS.each_ref().map(|kind| (kind.name, kind)),
+        )
+    });
+    let kind = kind.transpose()?;
     Ok(Site {
         name: text.name.get_ref().clone(),
-        up: rate(text.up.as_ref())?,
-        down: rate(text.down.as_ref())?,
+        up: rate(text.up.as_ref())?.or(kind.map(|kind| kind.up)),
+        down: rate(text.down.as_ref())?.or(kind.map(|kind| kind.down)),
+        access: kind.map_or(Access::default(), |kind| kind.access),
         inner: way(&text.way(), NEAR)?,
         nat,
         hours: Vec::new(),
@@ -118,11 +130,27 @@ fn line(text: &LineText) -> Result<LineHours, Bad> {
         hours: (text.hours.get_ref().0, text.hours.get_ref().1),
         up: rate(text.up.as_ref())?,
         down: rate(text.down.as_ref())?,
-        latency: latency(text.latency.as_ref(), (0, 0))?,
-        loss: loss(text.loss.as_ref())?,
+        access: Access {
+            latency: latency(text.latency.as_ref(), (0, 0))?,
+            loss: loss(text.loss.as_ref())?,
+        },
         metered: text.metered,
         shut,
     })
+}
+
+/// What a name stands for.
+fn one_of<T: Copy>(name: &Spanned<String>, key: &str, known: &[(&str, T)]) -> Result<T, Bad> {
+    if let Some((_, found)) = known.iter().find(|(known, _)| known == name.get_ref()) {
+        return Ok(*found);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let what = format!(
+        "`{}` is no `{key}`, which is one of {}",
+        name.get_ref(),
+        names.join(", ")
+    );
+    bad(name, what)
 }
 
 fn rate(given: Option<&Spanned<Rate>>) -> Result<Option<u64>, Bad> {

@@ -78,6 +78,34 @@ fn what_is_written_is_what_is_run() {
 }
 
 #[test]
+fn kinds_and_regions_stand_for_figures() {
+    let text = GOOD
+        .replacen(
+            "up = '20Mbit/s'",
+            "kind = 'dsl'\nregion = 'europe-central'",
+            1,
+        )
+        .replacen(
+            "name = 'cloud'",
+            "name = 'cloud'\nregion = 'asia-east'\nkind = 'datacentre'",
+            1,
+        );
+    let plan = read("x", &text).unwrap();
+    let house = &plan.sites[0];
+    // What is said besides holds.
+    assert_eq!(
+        (house.up, house.down),
+        (Some(10_000_000), Some(100_000_000))
+    );
+    let way = plan.way(0, 1);
+    assert_eq!((way.latency, way.loss), ((15 + 8, 40 + 25 + 1), 2000));
+    let link = "[[link]]\nbetween = ['house', 'cloud']\nlatency = '15ms..40ms'\nloss = '0.1%'\n";
+    let plan = read("x", &text.replacen(link, "", 1)).unwrap();
+    assert_eq!(plan.way(1, 0).latency, (115 + 8, 172 + 25 + 1));
+    assert_eq!(plan.way(0, 0), plan.sites[0].inner);
+}
+
+#[test]
 fn what_is_wrong_is_named_with_line_and_key() {
     for (from, to, line, says) in [
         (
@@ -219,6 +247,18 @@ fn what_is_wrong_is_named_with_line_and_key() {
             "nat = 'cone'\n[[site]]\nname = 'cloud'\nnat = 'symmetric'",
             5,
             "never meet",
+        ),
+        (
+            "name = 'cloud'",
+            "name = 'cloud'\nkind = 'modem'",
+            9,
+            "one of datacentre, fibre",
+        ),
+        (
+            "name = 'cloud'",
+            "name = 'cloud'\nregion = 'moon'",
+            9,
+            "one of europe-west",
         ),
         (
             "name = 'cloud'",

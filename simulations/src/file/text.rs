@@ -132,6 +132,8 @@ table! { SiteText {
     up: Option<Spanned<Rate>>,
     down: Option<Spanned<Rate>>,
     nat: Option<Spanned<String>>,
+    kind: Option<Spanned<String>>,
+    region: Option<Spanned<String>>,
 } has way }
 
 table! { LineText {

@@ -3,6 +3,7 @@
 //! Spec: `protocol/spec/simulation.md`, "Checks".
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use bytes::Bytes;
 use kith_crdt::chain::{DocumentKind, Entry};
@@ -48,11 +49,16 @@ impl Laws {
 }
 
 impl World {
-    fn fail(&mut self, failure: String) {
+    pub(super) fn fail(&mut self, failure: impl Display) {
         // One of a kind is enough.
         if self.failures.len() < 50 {
-            self.failures.push(failure);
+            self.failures.push(self.now_that(failure));
         }
+    }
+
+    /// Something was found wrong, and when: in milliseconds since the start, as the trace has it.
+    pub fn now_that(&self, failure: impl Display) -> String {
+        format!("at {} ms: {failure}", self.elapsed().as_ms())
     }
 
     /// A device that has just started has all that it acknowledged: names, entries and blocks.

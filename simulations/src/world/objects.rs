@@ -211,9 +211,9 @@ impl World {
             return number;
         };
         let Some(link) = running.device.tree().link_of(&promise.cid) else {
-            self.failures.push(format!(
-                "d{device} does not know {}, which was acknowledged",
-                promise.cid
+            let cid = promise.cid;
+            self.fail(format_args!(
+                "d{device} does not know {cid}, which was acknowledged"
             ));
             return number;
         };
@@ -268,8 +268,7 @@ impl World {
             if sound {
                 self.read_back += 1;
             } else if self.is_honest(device) {
-                self.failures
-                    .push(format!("d{device} read other bytes than were put"));
+                self.fail(format_args!("d{device} read other bytes than were put"));
             }
         } else if !missing.is_empty() {
             self.next += 1;
