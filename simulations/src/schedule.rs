@@ -25,13 +25,23 @@ const FOLDERS: [&str; 5] = ["/notes", "/photos", "/photos/old", "/moved", "/note
 /// Between two files that are put together: as long as a quick device takes.
 const NEXT_FILE: Span = Span(40);
 const DAY: u64 = 24 * 60;
+const HOUR_MS: u64 = 3_600_000;
+/// How much of a day's use falls into each of its hours, in parts of the busiest: little at night, most before and after noon, some in the evening.
+const USE: [u64; 24] = [
+    10, 4, 2, 1, 1, 3, 12, 35, 65, 90, 100, 95, 60, 75, 95, 100, 95, 80, 55, 50, 65, 70, 50, 25,
+];
 
 /// Has everything in a plan happen in its world.
 pub fn schedule(world: &mut World, plan: &Plan, seed: u64) {
     let mut rng = Rng::from_seed(derive("kith scenario 1", &seed.to_le_bytes()));
     world.look_for_lag(plan.length);
     for work in &plan.works {
-        for (number, at) in moments(&work.when, &mut rng).into_iter().enumerate() {
+        let moments = if work.doing == Doing::Lifelog && plan.length.0 >= 24 * HOUR_MS {
+            as_used(&work.when, &mut rng)
+        } else {
+            moments(&work.when, &mut rng)
+        };
+        for (number, at) in moments.into_iter().enumerate() {
             let device = one(&work.devices, &mut rng);
             do_work(world, work, (device, number), at, &mut rng);
         }
@@ -99,6 +109,22 @@ fn moments(when: &When, rng: &mut Rng) -> Vec<Span> {
         }
     };
     moments.sort_unstable();
+    moments
+}
+
+/// Moments as people have them who use a device all day: as many as at any hour alike, but more of them when it is used more.
+fn as_used(when: &When, rng: &mut Rng) -> Vec<Span> {
+    let Times::Every(each) = when.times else {
+        return moments(when, rng);
+    };
+    let (sum, busiest) = (USE.iter().sum::<u64>(), 100 * USE.len() as u64);
+    let often = When {
+        times: Times::Every(Span((each.0 * sum / busiest).max(1))),
+        ..*when
+    };
+    let hour = |at: &Span| usize::try_from(at.0 / HOUR_MS % 24).unwrap_or(0);
+    let mut moments = moments(&often, rng);
+    moments.retain(|at| rng.below(100) < USE.get(hour(at)).copied().unwrap_or(0));
     moments
 }
 
@@ -297,5 +323,33 @@ fn hours(world: &mut World, plan: &Plan, device: usize, online: (u64, u64), rng:
                 world.at(minutes((day + 1) * DAY), Act::Start(device));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_used_by_day_and_as_often_as_was_said() {
+        let when = When {
+            from: Span(0),
+            to: Span(10 * 24 * HOUR_MS),
+            times: Times::Every(Span(60_000)),
+        };
+        let mut rng = Rng::from_seed([4; 32]);
+        let moments = as_used(&when, &mut rng);
+        let wanted = 10 * 24 * 60;
+        assert!(
+            moments.len().abs_diff(wanted) < wanted / 20,
+            "{}",
+            moments.len()
+        );
+        let at = |from: u64, to: u64| {
+            let hours = moments.iter().map(|at| at.0 / HOUR_MS % 24);
+            hours.filter(|hour| (from..to).contains(hour)).count()
+        };
+        assert!(at(1, 5) * 30 < at(9, 13), "{} {}", at(1, 5), at(9, 13));
+        assert!(moments.is_sorted());
     }
 }
