@@ -29,6 +29,7 @@ use self::lookups::Dht;
 use self::malice::Malice;
 use self::objects::Fetch;
 use self::record::Mark;
+use self::rumours::Rumour;
 use self::ways::{Links, Obstacles};
 use crate::disk::{Disks, Storage};
 use crate::gossip::Overlay;
@@ -174,16 +175,6 @@ impl Slot {
     fn takes(&self) -> u64 {
         self.speed.cpu + self.slow.0
     }
-}
-
-/// Something published.
-struct Rumour {
-    author: usize,
-    bytes: Bytes,
-    /// Who has it, and from whom.
-    seen: BTreeMap<usize, usize>,
-    /// When it first reaches each device, as far as it is under way: who is to have it sooner takes no notice.
-    comes: BTreeMap<usize, Time>,
 }
 
 /// How long a device takes for things, milliseconds.
@@ -713,29 +704,20 @@ impl World {
                 if self.gets_through((from, to), len, gossip).is_none() {
                     // Whoever has it for this one does not keep it back any more.
                     if let Some(rumour) = self.messages.get_mut(&message) {
-                        rumour.comes.remove(&to);
+                        rumour.comes_no_more(to);
                     }
                     return;
                 }
-                let Some(Rumour {
-                    author,
-                    bytes,
-                    seen,
-                    ..
-                }) = self.messages.get_mut(&message)
-                else {
+                // One that was cut off meanwhile does not hear it.
+                let runs = self.running(to).is_some();
+                let Some(rumour) = self.messages.get_mut(&message) else {
                     return;
                 };
-                // One that was cut off meanwhile does not hear it.
-                let runs = self
-                    .slots
-                    .get(to)
-                    .is_some_and(|slot| slot.running.is_some());
-                if !runs || seen.contains_key(&to) {
+                if !runs || rumour.is_known_to(to) {
                     return;
                 }
-                seen.insert(to, from);
-                let (author, bytes) = (*author, bytes.clone());
+                rumour.reached(to, from);
+                let (author, bytes) = (rumour.author, rumour.bytes.clone());
                 let signer = self.id(author);
                 let name = Bytes::copy_from_slice(&message.to_le_bytes());
                 self.input(

@@ -4,7 +4,7 @@
 //!
 //! Spec: `protocol/spec/simulation.md`, "Harm".
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Command};
@@ -18,7 +18,8 @@ use kith_protocol::gossip::message::Message;
 use kith_protocol::gossip::{Key, SPREAD_BYTES_MAX};
 
 use super::record::Mark;
-use super::{REMEMBERED as KEPT, Rumour, World};
+use super::rumours::Rumour;
+use super::{REMEMBERED as KEPT, World};
 use crate::plan::Harm;
 
 /// What entries are signed under.
@@ -234,13 +235,8 @@ impl World {
 
     fn note_message(&mut self, device: usize, author: usize, bytes: Bytes) -> u64 {
         self.next += 1;
-        let seen = [(author, author), (device, author)].into();
-        let rumour = Rumour {
-            author,
-            bytes,
-            seen,
-            comes: BTreeMap::new(),
-        };
+        let mut rumour = Rumour::new(author, bytes, self.slots.len());
+        rumour.reached(device, author);
         self.messages.insert(self.next, rumour);
         self.published.push_back((self.now, self.next));
         while let Some((at, old)) = self.published.front().copied()
