@@ -326,6 +326,7 @@ fn assumptions(plan: &Plan, overhead: &Overhead) -> Vec<String> {
     let mut said = vec![
         format!("{:.0} % of a line is used, and {:.0} MB/s within a place and by a disk", LINE_SHARE * 100.0, LOCAL_RATE / 1e6),
         "the first sync goes out from one device, each piece once; devices are on in the hours the file says".to_owned(),
+        "lines are as at most hours, and all devices find a direct way to each other, whatever `[[line]]` and `nat` say".to_owned(),
         format!(
             "{:.0} % of the devices are lost or break in a year where the file does not say `fails`, each by itself; {} % of the places, with all that is there",
             FAILS * 100.0,
