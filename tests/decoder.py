@@ -2002,12 +2002,55 @@ def check_record(vector):
     expect(addresses, vector["addresses"], "addresses")
 
 
+# --- Placement (placement.md) ---------------------------------------------------------------------------------------------------------------
+
+M64 = (1 << 64) - 1
+
+
+def splitmix(x):
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & M64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & M64
+    return x ^ x >> 31
+
+
+def minus_log2(chance):
+    chance |= 1
+    zeros = 64 - chance.bit_length()
+    mantissa, bits = chance << zeros, 0
+    for _ in range(24):
+        square = mantissa * mantissa
+        two = square >> 127
+        mantissa, bits = square >> 63 + two, bits << 1 | two
+    return max((zeros + 1 << 24) - bits, 1)
+
+
+def placed(pack, holders, pieces, sites):
+    scored = []
+    for device, site, capacity in holders:
+        if capacity > 0 and (sites is None or site in sites):
+            seed = int.from_bytes(derive("kith placement 1", device)[:8], "little")
+            chance = splitmix(int.from_bytes(pack[:8], "little") ^ seed)
+            rate = M64 // max(capacity >> 20, 1)
+            scored.append((min(minus_log2(chance) * rate >> 30, M64), device, site))
+    rounds, order = {}, []
+    for score, device, site in sorted(scored):
+        rounds[site] = rounds.get(site, 0) + 1
+        order.append((rounds[site], score, device))
+    return [device.hex() for _, _, device in sorted(order)[:pieces]]
+
+
+def check_placement(vector):
+    holders = [(bytes.fromhex(holder["device"]), holder["site"], holder["capacity"]) for holder in vector["holders"]]
+    for pack in vector["packs"]:
+        expect(placed(bytes.fromhex(pack["pack"]), holders, vector["pieces"], vector.get("sites")), pack["placed"], "placed")
+
+
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------
 
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
           "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
-          "car": check_car, "backup": check_backup, "record": check_record}
+          "car": check_car, "backup": check_backup, "record": check_record, "placement": check_placement}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

@@ -17,5 +17,6 @@ pub mod exchange;
 pub mod gossip;
 pub mod lan;
 pub mod pairing;
+pub mod placement;
 pub mod record;
 pub mod wire;
