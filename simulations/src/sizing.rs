@@ -8,10 +8,11 @@ mod placing;
 
 use std::collections::BTreeSet;
 
+use kith_protocol::placement::Redundancy;
+
 use crate::plan::Plan;
 pub use overhead::Overhead;
 use placing::Placed;
-pub use placing::Policy;
 
 /// Bytes a second between two devices at one place, and to or from any disk.
 const LOCAL_RATE: f64 = 100e6;
@@ -44,7 +45,7 @@ pub struct Demand {
 #[derive(Debug, Clone)]
 pub struct Choice {
     /// Which.
-    pub policy: Policy,
+    pub policy: Redundancy,
     /// Bytes on all devices together, with `data` alone.
     pub stored: u64,
     /// Bytes on each device.
@@ -141,7 +142,7 @@ pub fn size(plan: &Plan, demand: Demand) -> Sizing {
         .filter_map(|device| Some(plan.devices.get(*device)?.site))
         .collect();
     let overhead = Overhead::of(plan, demand.growth);
-    let choices: Vec<Choice> = Policy::possible(holders.len())
+    let choices: Vec<Choice> = placing::possible(holders.len())
         .map(|policy| choice(plan, demand, policy, &overhead))
         .collect();
     let recommended = recommend(plan, &choices, sites.len());
@@ -156,7 +157,7 @@ pub fn size(plan: &Plan, demand: Demand) -> Sizing {
     }
 }
 
-fn choice(plan: &Plan, demand: Demand, policy: Policy, overhead: &Overhead) -> Choice {
+fn choice(plan: &Plan, demand: Demand, policy: Redundancy, overhead: &Overhead) -> Choice {
     let placed = Placed::new(plan, policy);
     let (data, growth) = (real(demand.data), real(demand.growth));
     let on_device = placed.share.iter().map(|share| whole(share * data));

@@ -47,7 +47,7 @@ fn sized(text: &str, demand: Demand) -> Sizing {
     size(&crate::file::read_mesh("x", text).unwrap(), demand)
 }
 
-fn choice_of(sizing: &Sizing, policy: Policy) -> &Choice {
+fn choice_of(sizing: &Sizing, policy: Redundancy) -> &Choice {
     let found = sizing.choices.iter().find(|of| of.policy == policy);
     found.unwrap()
 }
@@ -57,7 +57,7 @@ fn first_sync_is_what_the_slowest_line_needs() {
     let sizing = sized(HOUSE, DEMAND);
     assert_eq!((sizing.holders, sizing.sites), (4, 3));
     // Three places, three copies: one at each; parents and cloud get all of it, over the 20 Mbit/s of the house.
-    let three = choice_of(&sizing, Policy::Replicas(3));
+    let three = choice_of(&sizing, Redundancy::Replicas(3));
     let up = 20e6 / 8.0 * LINE_SHARE;
     let days = three.first_sync.unwrap() / DAY;
     let wanted = 2.0 * 2e12 / up / DAY;
@@ -65,24 +65,24 @@ fn first_sync_is_what_the_slowest_line_needs() {
     assert_eq!(three.on_device[2], 2 * TB);
     assert_eq!(three.stored, 6 * TB);
     // What does not have to leave the house does not take its line.
-    let one = choice_of(&sizing, Policy::Replicas(1));
+    let one = choice_of(&sizing, Redundancy::Replicas(1));
     assert!(one.first_sync.unwrap() < three.first_sync.unwrap() / 2.0);
 }
 
 #[test]
 fn what_survives_is_told_by_device_and_place() {
     let sizing = sized(HOUSE, DEMAND);
-    let three = choice_of(&sizing, Policy::Replicas(3));
+    let three = choice_of(&sizing, Redundancy::Replicas(3));
     assert_eq!((three.survives_devices, three.not_without.len()), (2, 0));
-    let one = choice_of(&sizing, Policy::Replicas(1));
+    let one = choice_of(&sizing, Redundancy::Replicas(1));
     assert_eq!(one.survives_devices, 0);
     assert_eq!(one.not_without, ["house", "parents", "cloud"]);
     assert!(one.loss_a_year > 0.1, "{}", one.loss_a_year);
-    let two = choice_of(&sizing, Policy::Replicas(2));
+    let two = choice_of(&sizing, Redundancy::Replicas(2));
     assert!(three.loss_a_year < two.loss_a_year / 10.0);
     assert!(two.loss_a_year < one.loss_a_year / 10.0);
     // 2+1 on three places: one piece at each.
-    let coded = choice_of(&sizing, Policy::Coded(2, 1));
+    let coded = choice_of(&sizing, Redundancy::Erasure(2, 1));
     assert!(coded.not_without.is_empty());
     assert_eq!(coded.stored, 3 * TB);
     // The phone holds nothing.
@@ -95,7 +95,7 @@ fn recommended_is_what_stores_least_of_what_will_do_or_what_is_wrong_is_said() {
     let (place, wrong) = sizing.recommended.clone().unwrap();
     assert_eq!(
         sizing.choices[place].policy,
-        Policy::Replicas(3),
+        Redundancy::Replicas(3),
         "{wrong:?}"
     );
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -125,7 +125,7 @@ fn recommended_is_what_stores_least_of_what_will_do_or_what_is_wrong_is_said() {
 #[test]
 fn month_is_growth_by_what_is_held_and_the_mesh_itself() {
     let sizing = sized(HOUSE, DEMAND);
-    let three = choice_of(&sizing, Policy::Replicas(3));
+    let three = choice_of(&sizing, Redundancy::Replicas(3));
     let itself = sizing.overhead.a_day_total() * 30.0;
     // Each of five writes a fifth; the rented one holds a copy of everything.
     let (sent, got) = three.month[3];
@@ -151,7 +151,7 @@ fn month_is_growth_by_what_is_held_and_the_mesh_itself() {
 fn devices_that_are_never_on_together_never_finish() {
     let text = "[[device]]\nname = 'a'\nadmin = true\nonline = '08:00-10:00'\n[[device]]\nname = 'b'\nonline = '12:00-14:00'\n";
     let sizing = sized(text, DEMAND);
-    assert_eq!(choice_of(&sizing, Policy::Replicas(2)).first_sync, None);
+    assert_eq!(choice_of(&sizing, Redundancy::Replicas(2)).first_sync, None);
 }
 
 #[test]
