@@ -2045,12 +2045,24 @@ def check_placement(vector):
         expect(placed(bytes.fromhex(pack["pack"]), holders, vector["pieces"], vector.get("sites")), pack["placed"], "placed")
 
 
+# --- Erasure coding (erasure.md): how a pack is cut; parity is the library's, and pinned by its names -------------------------------------
+
+
+def check_erasure(vector):
+    needed, pack = vector["needed"], blake3(bytes.fromhex(vector["input_noise"]), vector["input_len"])
+    cut = -(-len(pack) // needed)
+    cut += cut % 2
+    names = [(b"\x01\x55\x1e\x20" + blake3(pack[shard * cut : (shard + 1) * cut])).hex() for shard in range(needed)]
+    expect(names, vector["names"][:needed], "names of the slices")
+    expect(len(vector["names"]), needed + vector["spare"], "number of shards")
+
+
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------
 
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
           "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
-          "car": check_car, "backup": check_backup, "record": check_record, "placement": check_placement}
+          "car": check_car, "backup": check_backup, "record": check_record, "placement": check_placement, "erasure": check_erasure}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

@@ -17,6 +17,7 @@ pub mod car;
 pub mod chunk;
 mod cipher;
 pub mod disk;
+pub mod erasure;
 pub mod id;
 pub mod index;
 pub mod key;
