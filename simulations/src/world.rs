@@ -38,8 +38,10 @@ use crate::plan::Plan;
 use crate::trace::Trace;
 
 /// More events than any scenario has use for, and for each device and virtual second: a run that gets there goes round in circles.
-const EVENTS_MAX: u64 = 5_000_000;
-const EVENTS_PER_SECOND_MAX: u64 = 500;
+const EVENTS_MAX: u64 = 2_000_000;
+const EVENTS_PER_SECOND_MAX: u64 = 20;
+/// Of each thing that the scenario does, for each device.
+const EVENTS_PER_ACT_MAX: u64 = 500;
 /// Inputs after each of which the machine's invariants are checked, which costs more than the input where much is under way; and how often from then on, in meshes that are not large.
 const CHECKED_FIRST: u64 = 20_000;
 const CHECKED_EVERY: u64 = 31;
@@ -267,6 +269,8 @@ pub struct World {
     /// How long entries took from the first device to the last, milliseconds.
     pub delays: Vec<u64>,
     events: u64,
+    /// Things that the scenario was to do.
+    acts: u64,
     inputs: u64,
     check_credit: usize,
     /// One that stood still, and hears what it missed: the next of it.
@@ -371,6 +375,7 @@ impl World {
             expelling: BTreeMap::new(),
             delays: Vec::new(),
             events: 0,
+            acts: 0,
             inputs: 0,
             check_credit: 0,
             let_through: None,
@@ -414,6 +419,7 @@ impl World {
 
     /// Has something done that long after the start of the run.
     pub fn at(&mut self, after: Span, act: Act) {
+        self.acts += 1;
         self.push(START + after, Event::Act(act));
     }
 
@@ -542,7 +548,10 @@ impl World {
     /// Runs until that long after the start.
     pub fn run_until(&mut self, after: Span) {
         let end = START + after;
-        let most = EVENTS_MAX + self.slots.len() as u64 * after.0 / 1000 * EVENTS_PER_SECOND_MAX;
+        let devices = self.slots.len() as u64;
+        let most = EVENTS_MAX
+            + devices * after.0 / 1000 * EVENTS_PER_SECOND_MAX
+            + devices * self.acts * EVENTS_PER_ACT_MAX;
         while let Some(entry) = self.queue.first_entry() {
             let at = entry.key().0;
             if at > end {
