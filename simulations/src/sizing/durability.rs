@@ -2,6 +2,8 @@
 //!
 //! Each device is lost by itself at a steady rate, and what it held is missing until it is made again: grace, then the time to move it. Of a pack more pieces are
 //! lost than it can do without when, while as many are missing as it can do without, one more device is lost.
+//!
+//! Spec: `protocol/spec/durability.md`.
 
 use std::collections::BTreeSet;
 
