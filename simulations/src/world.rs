@@ -848,38 +848,18 @@ impl World {
     /// Feeds a machine and performs what it wants.
     fn input(&mut self, device: usize, input: Input) {
         if self.stands_still(device) || self.takes_time(device) {
-            let life = self.life(device);
-            let later = Event::Input {
-                device,
-                life,
-                input,
-            };
+            let later = self.told(device, input);
             self.hold(device, later);
             self.works(device);
             return;
         }
         self.let_through = None;
         let (now, local) = (self.now, self.clock(device));
-        self.inputs += 1;
-        let every = CHECKED_EVERY.max(self.slots.len() as u64 / 4);
-        let mut checked = self.inputs < CHECKED_FIRST || self.inputs.is_multiple_of(every);
-        let mut credit = self.check_credit;
+        let checked = self.is_checked_now(device);
         let Some(running) = self.running(device) else {
             return;
         };
-        if checked {
-            let exchange = running.device.exchange();
-            let cost = exchange.serving_len() + exchange.wants_len();
-            credit += CHECK_CREDIT;
-            checked = credit >= cost;
-            credit = if checked {
-                (credit - cost).min(CHECK_CREDIT)
-            } else {
-                credit
-            };
-        }
         running.device.handle(local, input);
-        self.check_credit = credit;
         if self.is_honest(device) {
             self.laws.clock(local);
         }
@@ -918,6 +898,35 @@ impl World {
                 running.wake = Some(at);
                 self.push(at, Event::Wake { device, life });
             }
+        }
+    }
+
+    /// Whether the laws of a device's machine are checked after its next input: after few where there are many, and where much is under way.
+    fn is_checked_now(&mut self, device: usize) -> bool {
+        self.inputs += 1;
+        let every = CHECKED_EVERY.max(self.slots.len() as u64 / 4);
+        if self.inputs >= CHECKED_FIRST && !self.inputs.is_multiple_of(every) {
+            return false;
+        }
+        let Some(running) = self.running(device) else {
+            return false;
+        };
+        let exchange = running.device.exchange();
+        let cost = exchange.serving_len() + exchange.wants_len();
+        self.check_credit += CHECK_CREDIT;
+        let enough = self.check_credit >= cost;
+        if enough {
+            self.check_credit = (self.check_credit - cost).min(CHECK_CREDIT);
+        }
+        enough
+    }
+
+    /// An input for the run that a device is in now.
+    fn told(&self, device: usize, input: Input) -> Event {
+        Event::Input {
+            device,
+            life: self.life(device),
+            input,
         }
     }
 
@@ -972,15 +981,8 @@ impl World {
     }
 
     fn later(&mut self, pause: (u64, u64), device: usize, input: Input) {
-        let life = self.life(device);
-        self.after(
-            pause,
-            Event::Input {
-                device,
-                life,
-                input,
-            },
-        );
+        let told = self.told(device, input);
+        self.after(pause, told);
     }
 
     /// A device has an entry, which it may have had and lost before.

@@ -155,11 +155,7 @@ impl World {
         };
         self.serves_no_stranger(from, to);
         let len = bytes.len();
-        let flushed = Event::Input {
-            device: from,
-            life: self.life(from),
-            input: Input::Flushed { peer, channel, len },
-        };
+        let flushed = self.told(from, Input::Flushed { peer, channel, len });
         // What one that means harm keeps to itself counts as written at once.
         let written = self
             .tampered(from, channel, bytes)

@@ -10,7 +10,7 @@ use kith_object::id::DeviceId;
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 
-use super::{Event, World};
+use super::World;
 use crate::dht::{CLOSEST, Lookup, Tables};
 use crate::network::Purpose;
 
@@ -127,13 +127,7 @@ impl World {
                 key,
                 record: record.clone(),
             };
-            let life = self.life(keeper);
-            let offered = Event::Input {
-                device: keeper,
-                life,
-                input,
-            };
-            self.after((took, took), offered);
+            self.later((took, took), keeper, input);
         }
     }
 
