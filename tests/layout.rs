@@ -32,6 +32,7 @@ const PURE: &[&str] = &[
     "prost",
     "quick_cache",
     "rand_core",
+    "reed-solomon-simd",
     "serde",
     "serde_json",
     "sha2",
