@@ -500,7 +500,6 @@ impl World {
         self.unlucky.clear();
         for device in 0..self.slots.len() {
             if let Some(slot) = self.slots.get_mut(device) {
-                slot.down = 0;
                 slot.paused = self.now;
                 slot.slow = (0, 0);
                 slot.capacity = None;

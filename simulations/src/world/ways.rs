@@ -120,7 +120,7 @@ struct Door {
 }
 
 /// What is under way between two devices and does not get through.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Stalled {
     since: Time,
     events: Vec<Event>,
@@ -189,6 +189,15 @@ impl Obstacles {
         door.unwrap_or(Door {
             nat: Nat::Open,
             relays: false,
+        })
+    }
+
+    /// What is under way between two devices and does not get through, from now on if not before.
+    fn stall(&mut self, from: usize, to: usize, now: Time) -> &mut Stalled {
+        self.stalled.entry((from, to)).or_insert_with(|| Stalled {
+            since: now,
+            events: Vec::new(),
+            unacknowledged: 0,
         })
     }
 
@@ -314,11 +323,7 @@ impl World {
         if carries && answered && !waiting {
             return Some(event);
         }
-        let now = self.now;
-        let stalled = self.obstacles.stalled.entry((from, to)).or_default();
-        if stalled.since == Time::default() {
-            stalled.since = now;
-        }
+        let stalled = self.obstacles.stall(from, to, self.now);
         // What was sent before the acknowledgements stopped coming back.
         if carries && stalled.events.is_empty() {
             stalled.unacknowledged += len as u64;
@@ -336,11 +341,7 @@ impl World {
             && let Some(link) = self.links.get(from, to)
             && !self.carries_both_ways(from, to, link.via)
         {
-            let now = self.now;
-            let stalled = self.obstacles.stalled.entry((from, to)).or_default();
-            if stalled.since == Time::default() {
-                stalled.since = now;
-            }
+            let stalled = self.obstacles.stall(from, to, self.now);
             stalled.events.push(event);
             return;
         }
