@@ -2002,6 +2002,95 @@ def check_record(vector):
     expect(addresses, vector["addresses"], "addresses")
 
 
+# --- Where packs are to be kept (documents.md, "Catalogue") ---------------------------------------------------------------------------------
+
+
+def check_arrangement(vector):
+    reader = Reader(bytes.fromhex(vector["record"]), "malformed")
+    kind, length = reader.number(2), reader.number(4)
+    refuse_if(length != reader.left(), "malformed")
+
+    def label():
+        try:
+            text = reader.take(reader.number(1)).decode()
+        except UnicodeDecodeError:
+            refuse_if(True, "malformed")
+        refuse_if(not all(letter.isalnum() or letter in "-_." for letter in text), "malformed")
+        return text
+
+    if kind == 8:
+        how, first, second, least, count = (reader.number(1) for _ in range(5))
+        sound = {0: first == second == 0, 1: first > 0 and second == 0, 2: first > 0 and second > 0}
+        refuse_if(not sound.get(how) or least == 0 or count > 16, "malformed")
+        sites = [label() for _ in range(count)]
+        refuse_if("" in sites or any(one.encode() >= two.encode() for one, two in zip(sites, sites[1:])), "malformed")
+    elif kind == 9:
+        reader.take(32 + 8 + 4)
+        label()
+    elif kind == 10:
+        reader.take(32)
+        refuse_if(reader.number(1) > 2, "malformed")
+    refuse_if(reader.left(), "malformed")
+
+
+# --- Holdings (holdings.md) -----------------------------------------------------------------------------------------------------------------
+
+
+def holdings_root(tags):
+    tags = sorted(tags)
+    depth = next(d for d in range(13) if 2 << 2 * d >= len(tags) or d == 12)
+    buckets = [[] for _ in range(1 << depth)]
+    for tag in tags:
+        buckets[tag >> 64 - depth if depth else 0].append(tag)
+    hashes = [blake3(b"".join(tag.to_bytes(8, "little") for tag in bucket), 16) for bucket in buckets]
+    return depth, hashes, derive("kith holdings root 1", b"".join(hashes))
+
+
+def holdings_head(reader, space):
+    refuse_if(reader.left() < 145, "malformed: ends too early")
+    said = reader.take(81)
+    depth = said[44]
+    stamp, count, reserved = (int.from_bytes(said[at:end], "little") for at, end in ((32, 40), (40, 44), (45, 49)))
+    refuse_if(stamp >= 1 << 62 or count > 1 << 22 or depth > 12 or reserved, "malformed: head out of range")
+    return depth, signature_counts(said[:32], "kith holdings 1", space + said, reader.take(64))
+
+
+def check_holdings(vector):
+    if vector["kind"] == "set":
+        depth, _, root = holdings_root(int(tag, 16) for tag in vector["tags"])
+        expect((depth, root.hex()), (vector["depth"], vector["root"]), "depth and root")
+        return
+    reader, space, signed = Reader(bytes.fromhex(vector["bytes"]), "malformed: ends too early"), bytes.fromhex(vector["space"]), None
+    kind = reader.number(1)
+    if kind == 1:
+        reader.take(16)
+    elif kind == 2:
+        stamps = [(reader.take(32), reader.number(8)) for _ in range(reader.number(4))]
+        wrong = any(one >= two for (one, _), (two, _) in zip(stamps, stamps[1:])) or any(stamp >= 1 << 62 for _, stamp in stamps)
+        refuse_if(wrong, "malformed: stamps not in order or out of range")
+    elif kind == 3:
+        _, signed = holdings_head(reader, space)
+    elif kind == 4:
+        reader.take(32)
+        depth, count = reader.number(1), reader.number(4)
+        refuse_if(depth > 12 or count not in (0, 1 << depth), "malformed: not as many buckets as there are")
+        reader.take(16 * count + 2)
+    elif kind == 5:
+        depth, signed = holdings_head(reader, space)
+        following, last = reader.number(2), -1
+        for _ in range(reader.number(2)):
+            at = reader.number(2)
+            refuse_if(at <= last or at >= 1 << depth, "malformed: buckets not in order")
+            last = at
+            tags = [reader.number(8) for _ in range(reader.number(4))]
+            refuse_if(any(one >= two for one, two in zip(tags, tags[1:])), "malformed: tags not in order")
+        refuse_if(following != 0xFFFF and not 0 <= last < following < 1 << depth, "malformed: goes on where it has been")
+    else:
+        refuse_if(True, "malformed: message of no known kind")
+    refuse_if(reader.left(), "malformed: trailing bytes")
+    expect(signed, vector["signed"], "signed")
+
+
 # --- Placement (placement.md) ---------------------------------------------------------------------------------------------------------------
 
 M64 = (1 << 64) - 1
@@ -2062,7 +2151,7 @@ def check_erasure(vector):
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
           "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
-          "car": check_car, "backup": check_backup, "record": check_record, "placement": check_placement, "erasure": check_erasure}
+          "car": check_car, "backup": check_backup, "record": check_record, "arrangement": check_arrangement, "holdings": check_holdings, "placement": check_placement, "erasure": check_erasure}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

@@ -74,7 +74,9 @@ fn seen() -> Shapes {
     second.up();
     let file = place.write("lake.jpg", vec![7; 100_000]);
     let odd = place.write(std::ffi::OsStr::new("odd"), b"x");
+    keep(&first.ok(["policy", "show"]));
     keep(&first.ok(["put", file.to_str().unwrap(), odd.to_str().unwrap()]));
+    keep(&first.ok(["where", "/lake.jpg"]));
     let bytes_name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/n\xff");
     keep(&first.ok([
         std::ffi::OsStr::new("put"),
@@ -121,6 +123,25 @@ fn seen() -> Shapes {
     first.run(["put", litter.to_str().unwrap(), "--to", "/lake.jpg/below"]);
     keep(&first.ok(["gc", "--dry-run"]));
     keep(&first.ok(["gc"]));
+    keep(&first.ok(["device", "set", "--capacity", "1G", "--site", "home"]));
+    keep(&first.ok([
+        "policy",
+        "set",
+        "home",
+        "--replicas",
+        "1",
+        "--sites",
+        "home",
+    ]));
+    keep(&wait_until("it is known to be held", || {
+        let told = first.ok(["where", "/lake.jpg"]);
+        let is_named = |key: &str| {
+            told.last()[key]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        };
+        (is_named("held") && is_named("placed")).then_some(told)
+    }));
     keep(&second.ok(["devices"]));
     // Once all that there is to tell is known.
     keep(&wait_until("a round trip is measured", || {

@@ -61,7 +61,7 @@ impl Served {
             .arg("--json")
             .arg("--home")
             .arg(home)
-            .args(["up", "--listen", "127.0.0.1"])
+            .args(["up", "--listen", "127.0.0.1", "--capacity", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -83,7 +83,8 @@ pub fn measure(home: &Path, files: usize, file_bytes: usize) -> Figures {
     figures.reached = reached.len();
     figures.walk = lap.over();
 
-    let survey = collect::survey(&store, Some(&reached), &|| false).expect("a survey");
+    let survey =
+        collect::survey(&store, Some(&reached), &BTreeSet::new(), &|| false).expect("a survey");
     figures.survey = lap.over();
 
     let reached = Arc::new(reached);

@@ -9,6 +9,7 @@ pub mod gc;
 pub mod kernels;
 pub mod kubo;
 pub mod packs;
+pub mod placing;
 pub mod program;
 pub mod restic;
 pub mod simulate;

@@ -90,6 +90,13 @@ pub(crate) enum Command {
     /// Look after this device's store
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Show or set how often, and where, the mesh keeps what is stored
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Show which devices hold a file or a folder
+    Where(WhereArgs),
+    /// Show what is being waited for until a file or a folder is kept as often as it should be
+    Why(WhereArgs),
     /// List the devices of the mesh
     Devices,
     /// Do something with one device of the mesh
@@ -158,6 +165,12 @@ pub(crate) struct UpArgs {
     /// How much of the disk stays free of stored packs, as `5G` (of 1,024 each) [default: 1G, or a sixteenth of a smaller disk]; kept for later starts
     #[arg(long, value_name = "SIZE", env = "KITH_KEEP_FREE", hide_env_values = true, value_parser = size)]
     pub(crate) keep_free: Option<u64>,
+    /// How much of the disk is for packs that others rely on too, as `500G` (of 1,024 each), or 0 [default: the quota, or the size of the disk]; as `kith device set --capacity`
+    #[arg(long, value_name = "SIZE", env = "KITH_CAPACITY", hide_env_values = true, value_parser = size)]
+    pub(crate) capacity: Option<u64>,
+    /// Most bytes a second at which it fetches what it should hold, as `--max-upload`
+    #[arg(long, value_name = "RATE", env = "KITH_KEEP_RATE", default_value = "none", value_parser = quota)]
+    pub(crate) keep_rate: Quota,
     /// What an acknowledgement promises: `group` outlasts a power cut, `relaxed` only a killed process; kept for later starts
     #[arg(long, value_name = "KIND")]
     pub(crate) durability: Option<kith_node::config::Durability>,
@@ -231,6 +244,9 @@ pub(crate) struct PutArgs {
     /// For anybody to read: stored plain, as UnixFS, under the CID that `ipfs add` gives it, and not in the tree; `kith up --public` serves it
     #[arg(long, conflicts_with = "to")]
     pub(crate) public: bool,
+    /// Return only once as many devices hold it as should: `replicated`
+    #[arg(long, value_name = "UNTIL", value_parser = ["replicated"], conflicts_with = "public")]
+    pub(crate) wait: Option<String>,
     /// With --public: which CIDs they get, those of `unixfs-v1-2025`, or the older ones of `unixfs-v0-2015`
     #[arg(
         long,
@@ -466,8 +482,101 @@ pub(crate) enum StoreCommand {
     Rebuild,
 }
 
+const POLICY_HELP: &str = "It holds for all devices, and only an admin sets it. Of each pack as many whole copies are kept as outlast what was asked for: `--replicas 3` three, \
+`--erasure 4+2` three too (any two devices may be lost), until packs are coded. Unless something is set, it is `--auto`: any two devices may be lost where there are four or more, one \
+where there are two or three.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Show what holds now
+    Show,
+    /// Set it
+    #[command(after_help = POLICY_HELP)]
+    Set(PolicyArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("kept").required(true).args(["replicas", "erasure", "auto"]))]
+pub(crate) struct PolicyArgs {
+    /// Of which space; there is `home`
+    #[arg(value_name = "SPACE")]
+    pub(crate) space: String,
+    /// Keep so many whole copies
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) replicas: Option<u8>,
+    /// Keep shards, any so many of which restore the whole, and so many besides: 2+1, 4+2, 6+3, 8+4, 10+6
+    #[arg(long, value_name = "K+M")]
+    pub(crate) erasure: Option<String>,
+    /// By the number of devices
+    #[arg(long)]
+    pub(crate) auto: bool,
+    /// Only at these sites, as `home,cloud`; devices elsewhere may still read
+    #[arg(long, value_name = "SITES", value_delimiter = ',')]
+    pub(crate) sites: Vec<String>,
+    /// Spread over so many sites at least
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) min_sites: u8,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhereArgs {
+    /// A CID, or a path in the tree; what begins with `/` is always a path
+    #[arg(value_name = "CID|PATH")]
+    pub(crate) what: OsString,
+}
+
+/// A length of time: a number with `h` or `d`.
+fn grace(typed: &str) -> Result<u32, String> {
+    let wrong =
+        || format!("{typed:?} is no length of time: a number with `s`, `m`, `h` or `d`, as `48h`");
+    let (number, each) = match typed.split_at_checked(typed.len().saturating_sub(1)) {
+        Some((number, "s")) => (number, 1),
+        Some((number, "m")) => (number, 60),
+        Some((number, "h")) => (number, 3600),
+        Some((number, "d")) => (number, 86_400),
+        _ => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(each).ok_or_else(wrong)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceSetArgs {
+    /// Its name, or its id [default: this device]; others by an admin
+    pub(crate) name: Option<String>,
+    /// Bytes for packs that others rely on too, as `2T` (of 1,024 each); 0, and it holds only its own
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) capacity: Option<u64>,
+    /// Where it is, as `home` or `cloud`: copies are spread over sites first; `none` for nowhere in particular
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) site: Option<String>,
+    /// What it is: `always-on` counts as gone after 48 hours of silence, `laptop` after 14 days
+    #[arg(long, value_name = "CLASS", value_parser = ["always-on", "laptop"], conflicts_with = "grace")]
+    pub(crate) class: Option<String>,
+    /// After how long a silence it counts as gone, and others take its place, as `48h` or `30d`
+    #[arg(long, value_name = "TIME", value_parser = grace)]
+    pub(crate) grace: Option<u32>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
+    /// Say what a device gives for packs, where it is, and how long it may be silent
+    Set(DeviceSetArgs),
+    /// Have everything that a device holds taken over by others, before it leaves; `kith devices` and `kith status` show how far that is
+    Drain {
+        /// Its name, or its id
+        name: String,
+    },
+    /// Say that a device is gone for good, so that others take its place at once; a return undoes it
+    Lost {
+        /// Its name, or its id
+        name: String,
+    },
+    /// Take back `drain` or `lost`
+    Stay {
+        /// Its name, or its id
+        name: String,
+    },
     /// Remove a device for good: it can neither read nor write what comes later
     Remove {
         /// Its name, or its id

@@ -8,6 +8,7 @@ mod get;
 mod import;
 mod init;
 mod join;
+mod keeping;
 mod pair;
 mod pin;
 mod put;
@@ -65,6 +66,19 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Gc(args) => gc::run(&home, args, output).await,
         Command::Store(StoreCommand::Rebuild) => store::rebuild(home, output).await,
         Command::Devices => device::list(&home, output).await,
+        Command::Policy(command) => keeping::policy(&home, command, output).await,
+        Command::Where(args) => keeping::holders(&home, &args.what, output).await,
+        Command::Why(args) => keeping::why(&home, &args.what, output).await,
+        Command::Device(DeviceCommand::Set(args)) => device::set(&home, args, output).await,
+        Command::Device(DeviceCommand::Drain { name }) => {
+            device::leave(&home, name, "drains", output).await
+        }
+        Command::Device(DeviceCommand::Lost { name }) => {
+            device::leave(&home, name, "lost", output).await
+        }
+        Command::Device(DeviceCommand::Stay { name }) => {
+            device::leave(&home, name, "stays", output).await
+        }
         Command::Doctor => doctor::run(&home, output).await,
         Command::Device(DeviceCommand::Remove { name, words, force }) => {
             let how = device::How {

@@ -2,6 +2,12 @@
 //!
 //! Spec: `protocol/spec/documents.md`, "Catalogue".
 
+mod arrangement;
+
+pub use arrangement::{
+    HolderRecord, Kept, Leaving, LeavingRecord, PolicyRecord, SITE_BYTES_MAX, SITES_MAX, is_site,
+};
+
 use kith_object::id::{Cid, EntryId, PackId};
 
 use crate::chain::push_record;
@@ -14,6 +20,9 @@ const SEEN: u16 = 4;
 const FIXED: u16 = 5;
 const ERASED: u16 = 6;
 const RETENTION: u16 = 7;
+const POLICY: u16 = 8;
+const HOLDER: u16 = 9;
+const LEAVING: u16 = 10;
 
 /// A statement about packs or entries.
 ///
@@ -32,6 +41,12 @@ pub enum CatalogueRecord {
     Erased(Vec<(EntryId, u16)>),
     /// Which versions keep their content, from now on.
     Retention(Retention),
+    /// Where packs are to be, from now on.
+    Policy(PolicyRecord),
+    /// What a device gives for packs.
+    Holder(HolderRecord),
+    /// A device is to be emptied, or is gone.
+    Leaving(LeavingRecord),
     /// A type this program does not know; kept and ignored.
     Unknown,
 }
@@ -138,6 +153,18 @@ impl CatalogueRecord {
                 }
                 RETENTION
             }
+            Self::Policy(policy) => {
+                body = policy.body();
+                POLICY
+            }
+            Self::Holder(holder) => {
+                body = holder.body();
+                HOLDER
+            }
+            Self::Leaving(leaving) => {
+                body = leaving.body();
+                LEAVING
+            }
             Self::Unknown => return Vec::new(),
         };
         let mut out = Vec::new();
@@ -208,6 +235,9 @@ impl CatalogueRecord {
                 }
                 Self::Retention(retention)
             }
+            POLICY => Self::Policy(PolicyRecord::read(&mut reader)?),
+            HOLDER => Self::Holder(HolderRecord::read(&mut reader)?),
+            LEAVING => Self::Leaving(LeavingRecord::read(&mut reader)?),
             _ => return Some(Self::Unknown),
         };
         reader.is_empty().then_some(record)
@@ -261,7 +291,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_never_panic(kind in 0u16..9, body in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn any_bytes_never_panic(kind in 0u16..12, body in proptest::collection::vec(any::<u8>(), 0..120)) {
             let mut bytes = Vec::new();
             push_record(&mut bytes, kind, &body);
             if let Some(record) = CatalogueRecord::decode(&bytes) && record != CatalogueRecord::Unknown {

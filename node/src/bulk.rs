@@ -15,7 +15,7 @@ use crate::net::InsideHandle;
 use crate::run::{Asker, Traffic};
 use crate::store::DiskStore;
 
-pub(crate) use fetch::{FetchError, Fetched};
+pub(crate) use fetch::{FetchError, Fetched, Wanted};
 pub(crate) use serve::serve;
 
 /// Bytes of buffers that lie idle for pieces to come: those of some pieces.

@@ -22,4 +22,6 @@ mod restore;
 pub mod run;
 mod source;
 pub mod store;
+mod upkeep;
 pub mod verify;
+mod whereabouts;

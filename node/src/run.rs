@@ -11,16 +11,19 @@ mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use kith_core::device::{Command, Input, Setup, Waking};
-use kith_crdt::catalogue::Born;
+use kith_core::keeper::Pull;
+use kith_crdt::catalogue::{Born, HolderRecord};
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica, Resealed};
 use kith_object::buffer::Buffers;
+use kith_object::disk::Disk;
 use kith_object::id::{DeviceId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
@@ -69,12 +72,19 @@ const MEET_EVERY: std::time::Duration = std::time::Duration::from_secs(30);
 pub(crate) const RECORDS_FILE: &str = "records";
 /// Most bytes of it.
 pub(crate) const RECORDS_BYTES_MAX: u64 = 16 << 20;
-/// How often it is written, and how often it is looked what this device holds, in ticks of a second.
+/// The side file with what other devices hold.
+pub(crate) const HOLDINGS_FILE: &str = "holdings";
+/// Most bytes of it.
+pub(crate) const HOLDINGS_BYTES_MAX: u64 = 256 << 20;
+/// How often they are written, and how often it is looked what this device holds, in ticks of a second.
 const RECORDS_TICKS: u64 = 600;
 /// The file with the ports listened on last.
 pub(crate) const PORTS_FILE: &str = "ports";
 /// Separates its check from that of other files.
 pub(crate) const PORTS_DOMAIN: &str = "kith ports 1";
+
+/// How often it is tried to say what this device gives, until that is done, in ticks of a second.
+const OFFER_TICKS: u64 = 5;
 
 /// There while a device that came in by the words has agreed with no other yet.
 pub(crate) const UNSETTLED_FILE: &str = "unsettled";
@@ -171,6 +181,10 @@ pub struct UpOptions {
     pub relay: bool,
     /// Whether the router is asked for a port.
     pub router: bool,
+    /// How many bytes it gives for packs that others rely on, from now on.
+    pub capacity: Option<u64>,
+    /// Most bytes a second at which it fetches what it should hold.
+    pub keep_rate: Option<NonZeroU64>,
 }
 
 /// Where a device that serves can be found.
@@ -225,6 +239,10 @@ pub struct Node {
     inside: Mutex<Option<InsideHandle>>,
     /// What moves whole packs, while it serves.
     bulk: Mutex<Option<Bulk>>,
+    /// Packs that should be here, until somebody fetches them.
+    pulls: Mutex<Option<tokio::sync::mpsc::UnboundedReceiver<Pull>>>,
+    /// Does so.
+    puller: Mutex<Option<JoinHandle<()>>>,
     /// Answers those who ask for packs.
     bulk_server: Mutex<Option<JoinHandle<()>>>,
     /// What serves public objects, while it does.
@@ -319,7 +337,7 @@ impl Node {
             Door::start(door_seed.clone(), &listen_addrs(&options.listen, port))
         })?;
         *held(&node.inside) = Some(inside.clone());
-        node.move_packs(&inside);
+        node.move_packs(&inside, options.keep_rate);
         parts.net = Some((inside, events));
         let driver = tokio::spawn(drive(parts, asker, queue));
         *held(&node.driver) = Some(driver);
@@ -377,12 +395,13 @@ impl Node {
             socket,
             close_socket: Some(close_socket),
             knocks,
+            capacity: options.capacity,
             _door: door,
         })
     }
 
     /// Answers those who ask for packs, and lets calls ask others.
-    fn move_packs(&self, inside: &InsideHandle) {
+    fn move_packs(&self, inside: &InsideHandle, keep_rate: Option<NonZeroU64>) {
         let bulk = Bulk {
             inside: inside.clone(),
             store: self.store.clone(),
@@ -397,6 +416,10 @@ impl Node {
             let traffic = self.traffic.clone();
             let server = tokio::spawn(crate::bulk::serve(streams, store, counters, traffic));
             *held(&self.bulk_server) = Some(server);
+        }
+        if let Some(pulls) = held(&self.pulls).take() {
+            let puller = crate::upkeep::pull_all(bulk.clone(), pulls, keep_rate);
+            *held(&self.puller) = Some(tokio::spawn(puller));
         }
         *held(&self.bulk) = Some(bulk);
     }
@@ -481,12 +504,18 @@ impl Node {
                 if let Some(book) = home.read_sealed(BOOK_FILE, &identity.keys) {
                     device.recall(&book);
                 }
+                let holdings =
+                    home.read_sealed_strictly(HOLDINGS_FILE, &identity.keys, HOLDINGS_BYTES_MAX);
+                if let Ok(Some(holdings)) = holdings {
+                    device.recall_holdings(&holdings);
+                }
                 // They are in the log and count for nothing.
                 for id in device.cut_short() {
                     offsets.remove(id);
                 }
                 let access_copy = access::AccessCopy::beside(&home, &identity.keys, &device);
                 let store = Arc::new(store);
+                let (pulls, to_pull) = tokio::sync::mpsc::unbounded_channel();
                 let parts = Parts {
                     device,
                     store: store.clone(),
@@ -497,6 +526,7 @@ impl Node {
                     keep_book: book_keeper(home.clone(), identity.keys.clone()),
                     unsettled: home.path().join(UNSETTLED_FILE),
                     traffic: traffic.clone(),
+                    pulls,
                 };
                 let node = Self {
                     pins: Arc::new(PinFile::new(home.clone(), identity.keys.clone())),
@@ -518,6 +548,8 @@ impl Node {
                     gc: gc::Collector::default(),
                     inside: Mutex::default(),
                     bulk: Mutex::default(),
+                    pulls: Mutex::new(Some(to_pull)),
+                    puller: Mutex::default(),
                     bulk_server: Mutex::default(),
                     outside: Mutex::default(),
                     publishing: Arc::default(),
@@ -637,11 +669,20 @@ impl Node {
                 bytes: born.info.bytes,
             })
             .collect();
-        if !records.is_empty()
-            && let Err(error) = self.asker.command(Command::Born(records)).await
-        {
-            tracing::debug!(%error, "closed packs are not in the catalogue yet");
-            held(&self.unborn).extend(waiting);
+        if records.is_empty() {
+            return;
+        }
+        let packs = records.iter().map(|born| born.pack).collect();
+        match self.asker.command(Command::Born(records)).await {
+            Ok(()) => {
+                let removed = Vec::new();
+                let added = packs;
+                self.asker.input(Input::Kept { added, removed });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "closed packs are not in the catalogue yet");
+                held(&self.unborn).extend(waiting);
+            }
         }
     }
 
@@ -698,7 +739,7 @@ impl Node {
         }
     }
 
-    /// Says to the machine what this device holds for good, so that others find it in the DHT.
+    /// Says to the machine what this device holds, so that others know of it.
     async fn tell_holdings(&self) {
         let (store, pins) = (self.store.clone(), self.pins.clone());
         let held = tokio::task::spawn_blocking(move || {
@@ -710,10 +751,62 @@ impl Node {
             if let Ok(pins) = pins.read() {
                 held.extend(pins.all().map(|pin| Subject::Root(pin.link.cid())));
             }
-            held
+            // As long as it is not known what is here, nothing is said of it.
+            let kept = crate::upkeep::kept(&store);
+            let kept = kept.inspect_err(|error| tracing::warn!(%error, "packs are not counted"));
+            Some((held, kept.ok()?))
         });
-        if let Ok(held) = held.await {
-            self.asker.input(Input::Holds(held));
+        if let Ok(Some((subjects, kept))) = held.await {
+            self.asker.input(Input::Holds { subjects, kept });
+        }
+    }
+
+    /// Says what this device gives for packs, unless it was said, or as the owner wants it with this start; whether that is done.
+    async fn offer(&self, capacity: Option<u64>) -> bool {
+        let me = self.identity.keys.id();
+        let said = move |device: &kith_core::device::Device| {
+            let given = device.keeper().givers().get(&me).cloned();
+            (given.unwrap_or_default(), device.is_settled())
+        };
+        let Some((said, true)) = self.asker.look(said).await else {
+            return false;
+        };
+        let wanted = match capacity {
+            None if said.is_said => return true,
+            None => {
+                let disk = self.store.disk().size().unwrap_or(0);
+                self.settings.quota.unwrap_or(disk)
+            }
+            Some(capacity) => capacity,
+        };
+        if said.capacity == wanted {
+            return true;
+        }
+        let holder = HolderRecord {
+            device: me,
+            capacity: wanted,
+            grace: u32::try_from(said.grace.as_ms() / 1000).unwrap_or(u32::MAX),
+            site: said.site,
+        };
+        let told = self.asker.command(Command::SetHolder(holder)).await;
+        if let Err(error) = &told {
+            tracing::debug!(%error, "what this device gives for packs is not said yet");
+        }
+        told.is_ok()
+    }
+
+    /// Writes what is known of other devices' holdings.
+    async fn keep_holdings(&self) {
+        let encode = |device: &kith_core::device::Device| device.holdings().encode();
+        let Some(holdings) = self.asker.look(encode).await else {
+            return;
+        };
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            home.write_sealed(HOLDINGS_FILE, &keys, &mut fresh_rng(), &holdings)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "what other devices hold is not kept");
         }
     }
 
@@ -747,9 +840,17 @@ impl Node {
     pub async fn close(&self) {
         self.keep_access().await;
         self.keep_records().await;
+        if self.asker.is_online() {
+            self.keep_holdings().await;
+        }
         drop(held(&self.inside).take());
         // Nothing may hold the store when this is over: its index is written down when it is let go of.
         drop(held(&self.bulk).take());
+        let puller = held(&self.puller).take();
+        if let Some(puller) = puller {
+            puller.abort();
+            let _ = puller.await;
+        }
         let server = held(&self.bulk_server).take();
         if let Some(server) = server {
             server.abort();
@@ -782,6 +883,8 @@ pub struct Daemon {
     socket: JoinHandle<std::io::Result<()>>,
     close_socket: Option<tokio::sync::oneshot::Sender<()>>,
     knocks: JoinHandle<()>,
+    /// As [`UpOptions::capacity`].
+    capacity: Option<u64>,
     /// Keeps in touch with somebody of the IPFS world.
     meeting: JoinHandle<()>,
     lan: Option<JoinHandle<()>>,
@@ -800,7 +903,7 @@ impl Daemon {
     /// Why it cannot go on.
     pub async fn ended(&self) -> Result<(), NodeError> {
         let broken = async {
-            let mut ticks = 0_u64;
+            let (mut ticks, mut offered) = (0_u64, false);
             loop {
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 if self.socket.is_finished()
@@ -814,9 +917,13 @@ impl Daemon {
                 self.node.scrub_step().await;
                 self.node.keep_access().await;
                 self.node.clone().collect_when_due(ticks);
+                if !offered && ticks.is_multiple_of(OFFER_TICKS) {
+                    offered = self.node.offer(self.capacity).await;
+                }
                 if ticks.is_multiple_of(RECORDS_TICKS) {
                     self.node.tell_holdings().await;
                     self.node.keep_records().await;
+                    self.node.keep_holdings().await;
                 }
                 ticks += 1;
                 if ticks.is_multiple_of(SETTLE_TICKS) {

@@ -20,8 +20,8 @@ use crate::config::{Durability, Home, HomeError, KEY_FILE, SETTINGS_FILE, unchec
 use crate::outside::published::{self, PUBLISHED_FILE};
 use crate::pins::{self, PINS_FILE};
 use crate::run::{
-    ACCESS_FILE, AGES_FILE, BOOK_FILE, LOG, PORTS_DOMAIN, PORTS_FILE, RECORDS_BYTES_MAX,
-    RECORDS_FILE, TICKETS_FILE, access_copy,
+    ACCESS_FILE, AGES_FILE, BOOK_FILE, HOLDINGS_BYTES_MAX, HOLDINGS_FILE, LOG, PORTS_DOMAIN,
+    PORTS_FILE, RECORDS_BYTES_MAX, RECORDS_FILE, TICKETS_FILE, access_copy,
 };
 use crate::store::{self, DiskStore, RealDisk};
 
@@ -98,6 +98,10 @@ pub(crate) fn check_files(home: &Home, keys: Option<&DeviceKeys>) -> Vec<Finding
         }
         check(RECORDS_FILE, &|_| {
             let kept = home.read_sealed_strictly(RECORDS_FILE, keys, RECORDS_BYTES_MAX);
+            kept.is_ok_and(|kept| kept.is_some())
+        });
+        check(HOLDINGS_FILE, &|_| {
+            let kept = home.read_sealed_strictly(HOLDINGS_FILE, keys, HOLDINGS_BYTES_MAX);
             kept.is_ok_and(|kept| kept.is_some())
         });
         check(ACCESS_FILE, &|_| access_copy(home, keys).is_some());
@@ -393,7 +397,13 @@ mod tests {
         })
         .unwrap();
         let keys = home.identity().unwrap().keys;
-        for name in [AGES_FILE, BOOK_FILE, RECORDS_FILE, TICKETS_FILE] {
+        for name in [
+            AGES_FILE,
+            BOOK_FILE,
+            HOLDINGS_FILE,
+            RECORDS_FILE,
+            TICKETS_FILE,
+        ] {
             let mut rng = crate::config::fresh_rng();
             home.write_sealed(name, &keys, &mut rng, b"sealed").unwrap();
         }
@@ -468,6 +478,7 @@ mod tests {
             "logs",
             "packs",
             BOOK_FILE,
+            HOLDINGS_FILE,
             PINS_FILE,
             PORTS_FILE,
             PUBLISHED_FILE,

@@ -293,8 +293,55 @@ pub enum Request {
         #[serde(default)]
         monthly: Option<u32>,
     },
+    /// Where packs are to be kept. One [`Event::Policy`], of what holds now.
+    Policy {
+        /// What is to hold from now on, if that is to change.
+        #[serde(default)]
+        set: Option<PolicyWish>,
+    },
+    /// Says what a device gives for packs; what is absent stays as it is. One [`Event::Device`].
+    DeviceSet {
+        /// Its name or id; the one asked if absent.
+        #[serde(default)]
+        device: Option<String>,
+        /// Bytes for packs that others rely on.
+        #[serde(default)]
+        capacity: Option<u64>,
+        /// Where it is; empty for nowhere in particular.
+        #[serde(default)]
+        site: Option<String>,
+        /// Seconds of silence after which it counts as gone.
+        #[serde(default)]
+        grace_s: Option<u32>,
+        /// `stays`, `drains` or `lost`.
+        #[serde(default)]
+        leaving: Option<String>,
+    },
+    /// Where an object lies. One [`Event::Where`] for each pack.
+    Where {
+        /// A CID, or a path in the tree.
+        what: What,
+    },
+    /// Waits until every pack that these objects lie in has as many holders as there should be. Progress in packs, then the end.
+    AwaitHolders {
+        /// CIDs, or paths in the tree.
+        what: Vec<What>,
+    },
     /// Ends the daemon.
     Stop,
+}
+
+/// How packs are to be kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyWish {
+    /// Of which space.
+    pub space: String,
+    /// `auto`, a number of copies as `3`, or shards as `10+6`.
+    pub redundancy: String,
+    /// Sites over which they have to be spread, at least.
+    pub min_sites: u8,
+    /// The only sites at which they may be; all if empty.
+    pub sites: Vec<String>,
 }
 
 /// What to get.
@@ -540,6 +587,38 @@ pub enum Event {
         /// The last version of each month.
         monthly: Option<u32>,
     },
+    /// Where packs are to be kept.
+    Policy {
+        /// Of which space.
+        space: String,
+        /// What was set: `auto`, a number of copies, or shards as `10+6`.
+        redundancy: String,
+        /// What that comes to with the devices that are there.
+        effective: Option<String>,
+        /// Whole copies that are kept of each pack.
+        copies: u64,
+        /// Sites over which they have to be spread, at least.
+        min_sites: u64,
+        /// The only sites at which they may be; all if empty.
+        sites: Vec<String>,
+        /// Why it cannot be kept now.
+        unmet: Option<String>,
+    },
+    /// A pack in which something of an object lies.
+    Where {
+        /// Its id; absent for what lies in no closed pack yet, or nowhere that is known.
+        pack: Option<String>,
+        /// Blocks of the object in it.
+        blocks: u64,
+        /// Copies that there should be.
+        copies: u64,
+        /// Names of the devices that hold it.
+        held: Vec<String>,
+        /// Names of those that should.
+        placed: Vec<String>,
+        /// What is being waited for until as many hold it as should.
+        waits: Vec<String>,
+    },
     /// Something the owner should know, which does not stop the call.
     Warning {
         /// In a sentence.
@@ -666,6 +745,30 @@ pub struct Device {
     pub connected: bool,
     /// Whether it was removed.
     pub removed: bool,
+    /// Bytes that it gives for packs.
+    #[serde(default)]
+    pub capacity: u64,
+    /// Where it is; empty if that was not said.
+    #[serde(default)]
+    pub site: String,
+    /// Seconds of silence after which it counts as gone.
+    #[serde(default)]
+    pub grace_s: u64,
+    /// `stays`, `drains` or `lost`.
+    #[serde(default)]
+    pub leaving: String,
+    /// Whether it counts as gone now.
+    #[serde(default)]
+    pub gone: bool,
+    /// Whether it is known what it holds.
+    #[serde(default)]
+    pub told: bool,
+    /// Packs that it holds, as far as that is known.
+    #[serde(default)]
+    pub packs: u64,
+    /// When it gave its last sign of life that is known, in milliseconds since 1970; 0 if none is.
+    #[serde(default)]
+    pub heard_ms: u64,
 }
 
 /// How the device and the mesh are.
@@ -740,6 +843,34 @@ pub struct Status {
     /// Packs that moved whole.
     #[serde(default)]
     pub bulk: Bulk,
+    /// How well packs are kept.
+    #[serde(default)]
+    pub keeping: Keeping,
+}
+
+/// How well the mesh's packs are kept, as far as the device knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeping {
+    /// `healthy`, `at risk`, `lost`, or `unknown` where not all devices have told yet what they hold.
+    pub verdict: String,
+    /// Packs that are to be kept.
+    pub packs: u64,
+    /// Copies that there should be of each.
+    pub copies: u64,
+    /// Packs with as many.
+    pub healthy: u64,
+    /// Packs with fewer.
+    pub at_risk: u64,
+    /// Packs of which no holder is known, while not all devices have told what they hold.
+    pub unheard: u64,
+    /// Packs that no device holds.
+    pub lost: u64,
+    /// Packs that this device should hold and lacks.
+    pub wanted: u64,
+    /// Of these, those that no device within reach has.
+    pub out_of_reach: u64,
+    /// Whether this disk had no room for one lately.
+    pub no_room: bool,
 }
 
 /// Packs that moved whole since the daemon's start.

@@ -15,6 +15,7 @@ pub mod api;
 pub mod bulk;
 pub mod exchange;
 pub mod gossip;
+pub mod holdings;
 pub mod lan;
 pub mod pairing;
 pub mod placement;

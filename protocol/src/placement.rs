@@ -15,6 +15,8 @@ pub const SCHEMES: [(u8, u8); 5] = [(2, 1), (4, 2), (6, 3), (8, 4), (10, 6)];
 /// Less capacity counts as that.
 const CAPACITY_MIN_MIB: u64 = 1;
 const MIB: u64 = 1 << 20;
+/// Candidates that are scored together.
+const TOGETHER: usize = 4;
 /// Binary digits of a logarithm behind its point.
 const DIGITS: u32 = 24;
 
@@ -250,12 +252,15 @@ impl Placement {
 
     /// Who should hold a pack or a shard of it, in order.
     pub fn holders(&self, pack: &PackId) -> Vec<DeviceId> {
-        let mut scored: Vec<(u64, usize)> = self
-            .candidates
-            .iter()
-            .enumerate()
-            .map(|(place, candidate)| (candidate.score(pack), place))
-            .collect();
+        let mut scored: Vec<(u64, usize)> = Vec::with_capacity(self.candidates.len());
+        for few in self.candidates.chunks(TOGETHER) {
+            scored.extend(
+                scores(few, pack)
+                    .into_iter()
+                    .zip(scored.len()..)
+                    .take(few.len()),
+            );
+        }
         // Candidates are in the order of their names, which settles equal scores.
         scored.sort_unstable();
         let mut rounds = vec![0_u32; self.sites];
@@ -299,12 +304,19 @@ impl Placement {
     }
 }
 
-impl Candidate {
-    fn score(&self, pack: &PackId) -> u64 {
-        let name = u64::from_le_bytes(pack.0.first_chunk().copied().unwrap_or_default());
-        let score = (u128::from(distance(mix(name ^ self.seed))) * u128::from(self.rate)) >> 30;
-        u64::try_from(score).unwrap_or(u64::MAX)
+/// The scores of some candidates, at most [`TOGETHER`].
+fn scores(few: &[Candidate], pack: &PackId) -> [u64; TOGETHER] {
+    let name = u64::from_le_bytes(pack.0.first_chunk().copied().unwrap_or_default());
+    let mut chances = [0; TOGETHER];
+    for (chance, candidate) in chances.iter_mut().zip(few) {
+        *chance = mix(name ^ candidate.seed);
     }
+    let mut scores = distances(chances);
+    for (score, candidate) in scores.iter_mut().zip(few) {
+        let weighted = (u128::from(*score) * u128::from(candidate.rate)) >> 30;
+        *score = u64::try_from(weighted).unwrap_or(u64::MAX);
+    }
+    scores
 }
 
 fn seed(device: &DeviceId) -> u64 {
@@ -320,7 +332,38 @@ fn mix(number: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Minus the binary logarithm of a chance, 2^64 being one, in units of 2^-24: at least 1.
+/// Minus the binary logarithms of chances, 2^64 being one, in units of 2^-24: at least 1. Each digit waits for the one before it, so several numbers are as quick as one.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a square of less than 2^128, shifted by 63 at least, of which the bit at 64 was looked at"
+)]
+fn distances(chances: [u64; TOGETHER]) -> [u64; TOGETHER] {
+    let zeros = chances.map(|chance| (chance | 1).leading_zeros());
+    let mut mantissas = chances;
+    for (mantissa, zeros) in mantissas.iter_mut().zip(zeros) {
+        // In [1, 2), as a fraction of 2^63.
+        *mantissa = (*mantissa | 1) << zeros;
+    }
+    let mut logs = [0_u64; TOGETHER];
+    for _ in 0..DIGITS {
+        for (mantissa, log) in mantissas.iter_mut().zip(&mut logs) {
+            let square = u128::from(*mantissa) * u128::from(*mantissa);
+            let high = (square >> 64) as u64;
+            let bit = high >> 63;
+            *log = (*log << 1) | bit;
+            // Without a branch: which way it goes is chance.
+            *mantissa = (square >> (63 + bit)) as u64;
+        }
+    }
+    let mut distances = logs;
+    for (distance, zeros) in distances.iter_mut().zip(zeros) {
+        *distance = (((u64::from(zeros) + 1) << DIGITS) - *distance).max(1);
+    }
+    distances
+}
+
+/// The same of one, as the spec has it.
+#[cfg(test)]
 fn distance(chance: u64) -> u64 {
     let chance = chance | 1;
     let zeros = chance.leading_zeros();
@@ -387,6 +430,10 @@ mod tests {
             assert!((real - ours).abs() < 2e-7, "{chance}: {real} {ours}");
         }
         assert_eq!(distance(u64::MAX), 1);
+        for n in 0..5000 {
+            let chances = [n, mix(n), mix(n) >> (n % 64), u64::MAX - n];
+            assert_eq!(distances(chances), chances.map(distance));
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce};
 use data_encoding::HEXLOWER;
 use kith_crdt::access::{Member, Removal, Role};
-use kith_crdt::catalogue::{Born, CatalogueRecord, Fixed, Retired};
+use kith_crdt::catalogue::{
+    Born, CatalogueRecord, Fixed, HolderRecord, Kept, Leaving, LeavingRecord, PolicyRecord, Retired,
+};
 use kith_crdt::chain::{Codec, Entry, SealKind, padded_len, records};
 use kith_crdt::names::Retention;
 use kith_object::car::{Item, Reader};
@@ -313,6 +315,7 @@ fn archives(seeds: &mut Making) {
 fn messages(seeds: &mut Making) {
     seeds.take("bitswap.json", "message", &["bitswap"]);
     seeds.take("digest.json", "message", &["gossip"]);
+    seeds.take("holdings.json", "bytes", &["holdings"]);
     let key = LanKey::of(&DeviceId([7; 32]));
     let here = |answer| Notice::Here {
         answer,
@@ -581,6 +584,21 @@ fn entries(seeds: &mut Making) {
             replacements: vec![PackId([2; 32])],
             basis: vec![EntryId([1; 32]), EntryId([2; 32])],
             left_out: vec![[9; 32]],
+        }),
+        CatalogueRecord::Policy(PolicyRecord {
+            kept: Kept::Shards(4, 2),
+            min_sites: 2,
+            sites: ["cloud", "home"].map(str::to_owned).into(),
+        }),
+        CatalogueRecord::Holder(HolderRecord {
+            device: DeviceId([7; 32]),
+            capacity: 1 << 40,
+            grace: 172_800,
+            site: "home".to_owned(),
+        }),
+        CatalogueRecord::Leaving(LeavingRecord {
+            device: DeviceId([7; 32]),
+            leaving: Leaving::Drains,
         }),
         CatalogueRecord::Seen(kith_crdt::catalogue::Seen {
             entry: EntryId([7; 32]),

@@ -340,6 +340,8 @@ impl Kith {
             self.home.display()
         );
         let mut command = self.command(["up"].iter().chain(args));
+        // Packs come by themselves only where a test is about that.
+        command.env("KITH_CAPACITY", "0");
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

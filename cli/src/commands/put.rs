@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::stream;
 use kith_node::config::Home;
 use kith_node::local::{Input, no_input};
-use kith_protocol::api::{Event, Failure, FailureKind, Name, Request};
+use kith_protocol::api::{Event, Failure, FailureKind, Name, Request, What};
 use tokio::io::AsyncReadExt;
 
 use super::tree_path;
@@ -31,13 +31,9 @@ pub(crate) async fn run(
                 .hint("give it alone, and a place in the tree: kith put - --to /notes/today.txt")
                 .into());
         };
-        return store(
-            home,
-            Request::PutStream { to: tree_path(&to) },
-            stdin(),
-            output,
-        )
-        .await;
+        let request = Request::PutStream { to: tree_path(&to) };
+        let cids = store(home, request, stdin(), output).await?;
+        return wait(home, args.wait.is_some(), cids, output).await;
     }
     let mut sources = Vec::new();
     for source in &args.sources {
@@ -53,7 +49,7 @@ pub(crate) async fn run(
     if args.public {
         let profile = args.profile;
         let request = Request::PutPublic { sources, profile };
-        return store(home, request, no_input(), output).await;
+        return store(home, request, no_input(), output).await.map(drop);
     }
     let to = args.to.as_deref().map(tree_path);
     let request = Request::Put {
@@ -61,7 +57,32 @@ pub(crate) async fn run(
         to,
         contents: false,
     };
-    store(home, request, no_input(), output).await
+    let cids = store(home, request, no_input(), output).await?;
+    wait(home, args.wait.is_some(), cids, output).await
+}
+
+/// Waits until as many devices hold these as should.
+async fn wait(
+    home: &Home,
+    waits: bool,
+    cids: Vec<String>,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    if !waits {
+        return Ok(());
+    }
+    let what = cids.into_iter().map(What::Cid).collect();
+    let mut call = session::call(home, Request::AwaitHolders { what }, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        if let Event::Progress { bytes, total, .. } = event {
+            output.progress_of(
+                bytes,
+                total.unwrap_or(bytes),
+                "packs kept as often as they should be",
+            );
+        }
+    }
+    Ok(())
 }
 
 async fn store(
@@ -69,7 +90,8 @@ async fn store(
     request: Request,
     input: Input,
     output: &mut Output,
-) -> Result<(), CommandError> {
+) -> Result<Vec<String>, CommandError> {
+    let mut cids = Vec::new();
     let mut call = session::call(home, request, input).await?;
     while let Some((event, _)) = call.next().await? {
         match event {
@@ -86,12 +108,13 @@ async fn store(
                     format!("{} as {}, {}", put.path.lossy(), put.cid, human(put.size)),
                 );
                 output.result(&Event::Put(put), || format!("{cid}\n"))?;
+                cids.push(cid);
                 tracing::info!("stored {said}");
             }
             _ => {}
         }
     }
-    Ok(())
+    Ok(cids)
 }
 
 fn stdin() -> Input {

@@ -2,7 +2,7 @@
 
 use kith_node::config::Home;
 use kith_node::local::no_input;
-use kith_protocol::api::{Event, Request, Status};
+use kith_protocol::api::{Event, Keeping, Request, Status};
 
 use crate::failure::CommandError;
 use crate::output::{Output, human};
@@ -35,6 +35,28 @@ fn room(status: &Status) -> String {
     text
 }
 
+/// How well packs are kept, in a line.
+fn keeping(keeping: &Keeping) -> String {
+    let mut text = format!(
+        "{}: {} of {} packs have {} copies",
+        keeping.verdict, keeping.healthy, keeping.packs, keeping.copies
+    );
+    let mut more = |count: u64, what: &str| {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    };
+    more(keeping.at_risk, "have fewer");
+    more(keeping.unheard, "are with devices that have not told yet");
+    more(keeping.lost, "no device holds");
+    more(keeping.wanted, "are to come here");
+    more(keeping.out_of_reach, "of these from devices that are away");
+    if keeping.no_room {
+        text.push_str("; this disk has no room for more");
+    }
+    text
+}
+
 fn text(status: &Status) -> String {
     let mut text = format!(
         "mesh       {}\ndevice     {} ({}, {})\n",
@@ -59,6 +81,7 @@ fn text(status: &Status) -> String {
         status.devices, status.connected, status.versions, status.conflicts, status.blocks, human(status.disk_bytes), status.entries
     ));
     text.push_str(&format!("room       {}\n", room(status)));
+    text.push_str(&format!("keeping    {}\n", keeping(&status.keeping)));
     if status.dying_packs > 0 {
         text.push_str(&format!(
             "garbage    {} packs, {}, are on their way out; see `kith gc --dry-run`\n",

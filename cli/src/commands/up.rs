@@ -37,6 +37,8 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
         connections_max: args.max_connections,
         relay: !args.no_relay,
         router: !args.no_upnp,
+        capacity: args.capacity,
+        keep_rate: args.keep_rate.0.and_then(NonZeroU64::new),
     };
     let daemon = tokio::select! {
         up = Node::up(home.clone(), options) => up.map_err(|error| node_failure(&home, &error))?,

@@ -93,13 +93,15 @@ pub fn walk<D: Disk, I: Index>(
     Ok(true)
 }
 
-/// Looks at every kept pack that is not on its way out. `reached` is what a walk came to; without one, packs are merged and nothing is left out.
+/// Looks at every kept pack that is not on its way out. `reached` is what a walk came to; without one, packs are merged and nothing is left out. Of `others`
+/// another device takes care: they are counted, and are no candidates.
 ///
 /// # Errors
 /// [`StoreError::Index`], [`StoreError::Read`].
 pub fn survey<D: Disk, I: Index>(
     store: &Store<D, I>,
     reached: Option<&Reached>,
+    others: &BTreeSet<PackId>,
     is_over: &dyn Fn() -> bool,
 ) -> Result<Survey, StoreError> {
     let mut survey = Survey::default();
@@ -137,7 +139,7 @@ pub fn survey<D: Disk, I: Index>(
         }
         survey.garbage_bytes += garbage.1;
         let is_garbage = garbage.0 > 0 && garbage.1 * 2 >= info.bytes;
-        if !is_garbage && info.bytes >= SMALL_BYTES {
+        if !is_garbage && info.bytes >= SMALL_BYTES || others.contains(&pack) {
             continue;
         }
         if store.is_relied_on(&pack) {
@@ -319,6 +321,33 @@ pub fn drop_ripe<D: Disk, I: Index>(
         }
     }
     store.drop_retired(pack, &may_go)
+}
+
+/// Drops a ripe pack that another device has retired, as [`drop_ripe`] does, but copies nothing: it stays until what is to stay of it lies elsewhere on this disk.
+///
+/// # Errors
+/// [`StoreError`]; then the pack stays.
+pub fn drop_superseded<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    pack: &PackId,
+    left_out: &BTreeSet<[u8; 32]>,
+    walks: &[Arc<Reached>],
+) -> Result<Option<u64>, StoreError> {
+    if !store.mark_retired(pack) {
+        return Ok(None);
+    }
+    let reached = |cid: &Cid| walks.iter().any(|reached| reached.has(cid));
+    for block in store.pack_blocks(pack)? {
+        let is_left_out = block
+            .cid
+            .digest()
+            .is_some_and(|digest| left_out.contains(&digest));
+        let may_go = is_left_out && !walks.is_empty() && !reached(&block.cid);
+        if !may_go && !store.lies_live(&block.cid)? {
+            return Ok(None);
+        }
+    }
+    drop_ripe(store, pack, left_out, walks)
 }
 
 /// Whether a kept public pack has blocks that no public root leads to, by a walk through all of them.

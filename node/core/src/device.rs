@@ -2,6 +2,7 @@
 //!
 //! Spec: `protocol/spec/device.md`, "Shell".
 
+mod keeping;
 mod unreadable;
 mod waking;
 
@@ -13,22 +14,27 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kith_crdt::access::{Access, Newcomer, Role};
-use kith_crdt::catalogue::{Born, CatalogueRecord, Retired, Seen};
+use kith_crdt::catalogue::{
+    Born, CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord, Retired, Seen,
+};
 use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{
     Change, PlanError, Record, RecordError, Retention, Tree, TreePath, VersionId, VersionInfo,
 };
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, Resealed, SealState};
-use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
+use kith_object::id::{Cid, DeviceId, EntryId, PackId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
 use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
+use kith_protocol::holdings::{self, HoldingTag, Holdings};
+use kith_protocol::placement::Unmet;
 use kith_protocol::record::{AddressRecord, Key, Subject};
 
 use crate::book::{Book, News, Telling};
 use crate::crowd::Crowd;
 use crate::group;
+use crate::keeper::{Keeper, Pull, Pulled};
 use crate::policy::Policy;
 use crate::routing::Routing;
 use crate::seeking::Seeking;
@@ -103,8 +109,27 @@ pub enum Input {
     },
     /// Devices that say they provide what was looked for.
     Providers(Vec<DeviceId>),
-    /// What this device holds for good now: packs, and roots that are pinned.
-    Holds(BTreeSet<Subject>),
+    /// What this device has now.
+    Holds {
+        /// Packs, and roots that are pinned: what it gives to others.
+        subjects: BTreeSet<Subject>,
+        /// Packs that lie on this disk for good.
+        kept: Vec<PackId>,
+    },
+    /// Packs that came to lie on this disk for good, or do so no more, since that was said.
+    Kept {
+        /// Which came.
+        added: Vec<PackId>,
+        /// Which went.
+        removed: Vec<PackId>,
+    },
+    /// A fetch of a pack ended.
+    Pulled {
+        /// Which.
+        pack: PackId,
+        /// How.
+        how: Pulled,
+    },
     /// A device wants a record kept in the DHT.
     Offered {
         /// Under which key.
@@ -208,6 +233,12 @@ pub enum Command {
     Seen(Vec<Seen>),
     /// Say which versions keep their content, from now on and for all devices.
     SetRetention(Retention),
+    /// Say where packs are to be kept, from now on.
+    SetPolicy(PolicyRecord),
+    /// Say what a device gives for packs.
+    SetHolder(HolderRecord),
+    /// Say that a device is to be emptied, or is gone, or stays.
+    SetLeaving(LeavingRecord),
 }
 
 /// A device to be removed.
@@ -258,6 +289,15 @@ pub enum CommandError {
     /// Only an admin says how long versions keep their content.
     #[error("this device is not an admin, and only an admin may change how long versions are kept")]
     NotAdmin,
+    /// Only an admin arranges where packs are kept.
+    #[error("this device is not an admin, and only an admin may change {0}")]
+    OnlyAdmins(&'static str),
+    /// What there is cannot keep what is wanted.
+    #[error(transparent)]
+    Unmet(#[from] Unmet),
+    /// There is no such device.
+    #[error("no device of the mesh is {0}")]
+    NoDevice(DeviceId),
     /// Versions would be kept for no day at all.
     #[error("versions are kept for at least one day")]
     NoDays,
@@ -392,6 +432,8 @@ pub enum Effect {
         /// How it went.
         outcome: Result<(), CommandError>,
     },
+    /// Fetch a pack, to stay; [`Input::Pulled`] says what came of it.
+    Pull(Pull),
     /// The address book changed and may be kept.
     KeepBook(Bytes),
     /// A device that came in by the words agrees with another; it need not open as [`Setup::unsettled`] again.
@@ -436,11 +478,13 @@ pub struct Device {
     /// Entries that the replica asked to see again, not read yet; and whether some are being read.
     replay: VecDeque<EntryId>,
     replaying: bool,
-    /// Lengths of address books on the way to each device.
-    books_under_way: BTreeMap<DeviceId, Vec<usize>>,
+    /// Kinds and lengths of what is on the way to each device on the sync channel and is not the gossip machine's.
+    under_way: BTreeMap<DeviceId, Vec<(u8, usize)>>,
     seeking: Seeking,
     crowd: Crowd,
     routing: Routing,
+    holdings: Holdings,
+    keeper: Keeper,
     effects: VecDeque<Effect>,
 }
 
@@ -468,6 +512,8 @@ const AGREED_LATELY: Span = Span::from_secs(600);
 const REPLAY_TOKEN: u64 = u64::MAX;
 /// Most of them read at once; each has up to a megabyte.
 const REPLAY_AT_ONCE: usize = 16;
+/// First byte of a message about holdings.
+const KIND_HOLDINGS: u8 = 2;
 /// Most address books on the way to one device.
 const BOOKS_UNDER_WAY_MAX: usize = 64;
 /// Most roots of one command that are announced; the folder's own root comes first.
@@ -520,10 +566,12 @@ impl Device {
             unsettled: setup.unsettled,
             replay: VecDeque::new(),
             replaying: false,
-            books_under_way: BTreeMap::new(),
+            under_way: BTreeMap::new(),
             seeking: Seeking::default(),
             crowd: Crowd::default(),
             routing: Routing::new(now, &mut rng),
+            holdings: Holdings::new(setup.keys.clone(), setup.space),
+            keeper: Keeper::new(me, now),
             effects: VecDeque::new(),
             keys: setup.keys,
             rng,
@@ -545,12 +593,19 @@ impl Device {
                 Channel::Bitswap => self
                     .exchange
                     .handle(self.now, exchange::Input::Flushed { peer, len }),
-                Channel::Sync if self.was_book(&peer, len) => {}
                 Channel::Sync => {
-                    // The kind byte before each message is not the gossip machine's.
+                    let kind = self.arrived(&peer, len);
+                    // The kind byte before each message is not the machine's.
                     let len = len.saturating_sub(1);
-                    self.gossip
-                        .handle(self.now, gossip::Input::Flushed { peer, len });
+                    match kind {
+                        KIND_BOOK => {}
+                        KIND_HOLDINGS => self
+                            .holdings
+                            .handle(self.now, holdings::Input::Flushed { peer, len }),
+                        _ => self
+                            .gossip
+                            .handle(self.now, gossip::Input::Flushed { peer, len }),
+                    }
                 }
             },
             Input::Published {
@@ -559,10 +614,20 @@ impl Device {
                 bytes,
             } => self.published(from, message, &bytes),
             Input::Providers(devices) => self.providers(&devices),
-            Input::Holds(subjects) => {
+            Input::Holds { subjects, kept } => {
+                let own = kept.into_iter().map(HoldingTag::from).collect();
+                let own = holdings::Input::Own(own);
+                self.holdings.handle(self.now, own);
                 let roots = self.roots();
                 self.routing.holds(subjects, roots);
             }
+            Input::Kept { added, removed } => {
+                let tags = |packs: Vec<PackId>| packs.into_iter().map(HoldingTag::from).collect();
+                let (added, removed) = (tags(added), tags(removed));
+                self.holdings
+                    .handle(self.now, holdings::Input::Changed { added, removed });
+            }
+            Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
             Input::Offered { key, record } => {
                 let known = AddressRecord::decode(&record).is_ok_and(|said| {
                     let device = said.device();
@@ -647,6 +712,7 @@ impl Device {
             Input::Wake => {
                 self.exchange.handle(self.now, exchange::Input::Wake);
                 self.gossip.handle(self.now, gossip::Input::Wake);
+                self.holdings.handle(self.now, holdings::Input::Wake);
                 self.epoch_duty();
             }
         }
@@ -669,6 +735,8 @@ impl Device {
             self.routing.next_wakeup(),
             self.seeking.next_due(),
             self.crowd.next_due(self.connections),
+            self.holdings.next_wakeup(),
+            self.keeper.next_due(),
             self.epoch_due,
         ]
         .into_iter()
@@ -795,6 +863,8 @@ impl Device {
             "only what counts is asked for again"
         );
         self.telling.check_invariants();
+        self.holdings.check_invariants();
+        self.keeper.check_invariants();
         self.seeking.check_invariants();
         self.routing.check_invariants();
         self.exchange.check_invariants();
@@ -818,6 +888,9 @@ impl Device {
         self.telling.met(self.now, peer);
         self.exchange
             .handle(self.now, exchange::Input::PeerUp(peer));
+        self.holdings
+            .handle(self.now, holdings::Input::PeerUp(peer));
+        self.keeper.reach_changed(self.now);
         if self.anti_entropy {
             self.gossip.handle(self.now, gossip::Input::PeerUp(peer));
         }
@@ -828,7 +901,10 @@ impl Device {
             return;
         }
         self.book.met(self.now, &peer);
-        self.books_under_way.remove(&peer);
+        self.under_way.remove(&peer);
+        self.holdings
+            .handle(self.now, holdings::Input::PeerDown(peer));
+        self.keeper.reach_changed(self.now);
         self.crowd.left(&peer);
         self.telling.left(&peer);
         self.exchange
@@ -857,6 +933,11 @@ impl Device {
                 }
                 Some(&KIND_GOSSIP) => {}
                 Some(&KIND_BOOK) => self.heard_book(peer, bytes.get(1..).unwrap_or_default()),
+                Some(&KIND_HOLDINGS) => {
+                    let bytes = bytes.slice(1..);
+                    self.holdings
+                        .handle(self.now, holdings::Input::Frame { peer, bytes });
+                }
                 _ => self.effects.push_back(Effect::Disconnect {
                     peer,
                     reason: "sent a message of no known kind".to_owned(),
@@ -937,6 +1018,9 @@ impl Device {
                 self.tell_catalogue(seen.into_iter().map(CatalogueRecord::Seen).collect())
             }
             Command::SetRetention(retention) => self.set_retention(retention),
+            Command::SetPolicy(policy) => self.set_policy(policy),
+            Command::SetHolder(holder) => self.set_holder(holder),
+            Command::SetLeaving(leaving) => self.set_leaving(leaving),
             Command::Deliver(entries) => self.accept(&entries),
             Command::Gather(entries) => {
                 let me = self.me;
@@ -1169,8 +1253,12 @@ impl Device {
         }
         self.grow_tree();
         self.keep_up();
-        if self.replica.take_access_changed() {
+        let access_changed = self.replica.take_access_changed();
+        if access_changed {
             self.follow_access();
+        }
+        if self.upkeep.take_rearranged() || access_changed {
+            self.arrange();
         }
         self.weigh_epoch_duty();
     }
@@ -1210,6 +1298,8 @@ impl Device {
     fn keep_up(&mut self) {
         let changes = self.replica.take_catalogue_changes();
         self.upkeep.apply(changes);
+        let changed = self.upkeep.packs_mut().take_changed();
+        self.keeper.packs_changed(self.now, changed);
     }
 
     fn follow_access(&mut self) {
@@ -1298,6 +1388,8 @@ impl Device {
         }
         self.drain_gossip();
         self.drain_exchange();
+        self.drain_holdings();
+        self.keep();
         if self.unsettled && self.gossip.agreed().is_some() {
             self.unsettled = false;
             self.weigh_epoch_duty();
@@ -1480,32 +1572,36 @@ impl Device {
     }
 
     fn send_book(&mut self, peer: DeviceId, news: &News) {
-        let under_way = self.books_under_way.entry(peer).or_default();
-        if under_way.len() >= BOOKS_UNDER_WAY_MAX {
+        let under_way = self.under_way.entry(peer).or_default();
+        let books = under_way.iter().filter(|(kind, _)| *kind == KIND_BOOK);
+        if books.count() >= BOOKS_UNDER_WAY_MAX {
             // It reads nothing; what it misses it is told when it comes back.
             return;
         }
         for message in self.book.messages((&self.me, &self.own_addrs), news) {
-            let message = prefixed(KIND_BOOK, &message);
-            under_way.push(message.len());
-            self.effects.push_back(Effect::Send {
-                peer,
-                channel: Channel::Sync,
-                message: message.into(),
-            });
+            self.send_sync(peer, KIND_BOOK, &message);
         }
     }
 
-    /// Whether what was written to a device was an address book; if not, it was the gossip machine's.
-    fn was_book(&mut self, peer: &DeviceId, len: usize) -> bool {
-        let Some(under_way) = self.books_under_way.get_mut(peer) else {
-            return false;
+    /// Sends what is not the gossip machine's.
+    fn send_sync(&mut self, peer: DeviceId, kind: u8, message: &[u8]) {
+        let message = prefixed(kind, message);
+        let under_way = self.under_way.entry(peer).or_default();
+        under_way.push((kind, message.len()));
+        self.effects.push_back(Effect::Send {
+            peer,
+            channel: Channel::Sync,
+            message: message.into(),
+        });
+    }
+
+    /// Of which kind was what was written to a device on the sync channel.
+    fn arrived(&mut self, peer: &DeviceId, len: usize) -> u8 {
+        let Some(under_way) = self.under_way.get_mut(peer) else {
+            return KIND_GOSSIP;
         };
-        let found = under_way.iter().position(|book| *book == len);
-        if let Some(place) = found {
-            under_way.swap_remove(place);
-        }
-        found.is_some()
+        let found = under_way.iter().position(|(_, sent)| *sent == len);
+        found.map_or(KIND_GOSSIP, |place| under_way.swap_remove(place).0)
     }
 
     /// Has everyone connected told what changed in the address book of these devices, but whom it came from; and has it kept.

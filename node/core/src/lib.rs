@@ -12,14 +12,18 @@
 )]
 
 pub mod ages;
+pub mod arrangement;
 pub mod book;
 pub mod collect;
 mod crowd;
 pub mod device;
 mod group;
+pub mod keeper;
+pub mod packs;
 pub mod policy;
 pub mod retirement;
 mod routing;
 mod seeking;
+mod settings;
 mod steady;
 pub mod upkeep;

@@ -2,44 +2,34 @@
 //!
 //! Spec: `protocol/spec/garbage.md`, "Retention".
 
-use std::collections::BTreeMap;
-
 use kith_crdt::access::Access;
 use kith_crdt::catalogue::CatalogueRecord;
 use kith_crdt::names::Retention;
 use kith_crdt::replica::RecordChange;
-use kith_object::id::{DeviceId, EntryId};
-use kith_object::time::Hlc;
+use kith_object::id::DeviceId;
 
+use crate::arrangement::Arrangement;
+use crate::packs::Packs;
 use crate::retirement::Retirements;
+use crate::settings::{Setting, Settings};
 
 /// The fold over those records of `catalogue` that count: a function of the set of them, whatever order they came in.
 #[derive(Debug, Default)]
 pub struct Upkeep {
-    /// Of each entry that sets retention, whoever wrote it, the last such record.
-    ///
-    /// All of them, though one holds: which one that is changes when an entry ceases to count or an author is made an
-    /// admin, and a record once let go would have to be read from the log again. An entry takes a hundred bytes here
-    /// however many records it has, which is less than the replica holds of it; so what bounds entries bounds this too.
-    settings: BTreeMap<EntryId, Setting>,
+    retention: Settings<(), Retention>,
     retirements: Retirements,
-}
-
-/// A `retention` record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Setting {
-    hlc: Hlc,
-    index: u32,
-    author: DeviceId,
-    retention: Retention,
+    arrangement: Arrangement,
+    /// Whether that has changed since this was asked last.
+    is_rearranged: bool,
+    packs: Packs,
 }
 
 impl Upkeep {
     /// Nothing yet, as that device sees it.
     pub fn new(me: DeviceId) -> Self {
         Self {
-            settings: BTreeMap::new(),
             retirements: Retirements::new(me),
+            ..Self::default()
         }
     }
 
@@ -54,21 +44,28 @@ impl Upkeep {
                     hlc,
                     record,
                 } => match CatalogueRecord::decode(&record) {
-                    Some(CatalogueRecord::Retention(retention)) => self.set(
-                        entry,
-                        Setting {
+                    Some(CatalogueRecord::Retention(value)) => {
+                        let setting = Setting {
                             hlc,
                             index,
                             author,
-                            retention,
-                        },
-                    ),
-                    Some(record) => self.retirements.add((entry, index), author, hlc, &record),
+                            value,
+                        };
+                        self.retention.set(entry, (), setting);
+                    }
+                    Some(record) => {
+                        let place = (entry, index);
+                        self.is_rearranged |= self.arrangement.add(place, author, hlc, &record);
+                        self.retirements.add(place, author, hlc, &record);
+                        self.packs.add(entry, author, hlc, &record);
+                    }
                     None => tracing::debug!(%entry, index, "record of the catalogue passed over"),
                 },
                 RecordChange::Removed { entry } => {
-                    self.settings.remove(&entry);
+                    self.retention.remove(&entry);
+                    self.is_rearranged |= self.arrangement.remove(&entry);
                     self.retirements.remove(&entry);
+                    self.packs.remove(&entry);
                 }
             }
         }
@@ -79,12 +76,31 @@ impl Upkeep {
     /// What an admin set goes on holding when it is removed, unless the removal voids the entry: a device that is lost
     /// must not shorten what the others keep.
     pub fn retention(&self, access: &Access) -> Retention {
-        let set = self
-            .settings
-            .iter()
-            .filter(|(_, setting)| access.was_ever_admin(&setting.author))
-            .max_by_key(|(entry, setting)| (setting.hlc, **entry));
-        set.map_or_else(Retention::default, |(_, setting)| setting.retention)
+        let holding = self
+            .retention
+            .holding(|(), author| access.was_ever_admin(author));
+        holding
+            .get(&())
+            .map_or_else(Retention::default, |setting| setting.value)
+    }
+
+    /// Where packs are to be kept.
+    pub fn arrangement(&self) -> &Arrangement {
+        &self.arrangement
+    }
+
+    /// Which packs there are.
+    pub fn packs(&self) -> &Packs {
+        &self.packs
+    }
+
+    pub(crate) fn packs_mut(&mut self) -> &mut Packs {
+        &mut self.packs
+    }
+
+    /// Whether the arrangement has changed since this was asked last.
+    pub(crate) fn take_rearranged(&mut self) -> bool {
+        std::mem::take(&mut self.is_rearranged)
     }
 
     /// Packs on their way out.
@@ -98,19 +114,11 @@ impl Upkeep {
     /// If one does not.
     pub fn check_invariants(&self) {
         assert!(
-            self.settings
-                .values()
-                .all(|setting| setting.retention.is_valid()),
+            self.retention.values().all(Retention::is_valid),
             "no setting keeps things for no day"
         );
+        self.arrangement.check_invariants();
         self.retirements.check_invariants();
-    }
-
-    fn set(&mut self, entry: EntryId, setting: Setting) {
-        let last = self.settings.entry(entry).or_insert(setting);
-        if last.index < setting.index {
-            *last = setting;
-        }
     }
 }
 
@@ -118,8 +126,10 @@ impl Upkeep {
 mod tests {
     use super::*;
     use kith_crdt::access::{self, Removed, Role};
+    use kith_object::id::EntryId;
+    use kith_object::time::Hlc;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     const ADMINS: [DeviceId; 2] = [DeviceId([1; 32]), DeviceId([2; 32])];
     const MEMBER: DeviceId = DeviceId([3; 32]);
@@ -248,7 +258,7 @@ mod tests {
             }]);
         }
         upkeep.check_invariants();
-        assert!(upkeep.settings.is_empty());
+        assert_eq!(upkeep.retention.values().count(), 0);
     }
 
     proptest! {

@@ -7,6 +7,7 @@ mod export;
 pub(super) mod failure;
 mod get;
 mod import;
+mod keeping;
 mod pins;
 mod public;
 mod put;
@@ -124,6 +125,24 @@ impl Service for Node {
                     daily,
                     monthly,
                 } => self.retention([all, daily, monthly], &tell).await,
+                Request::Policy { set } => self.policy(set, &tell).await,
+                Request::DeviceSet {
+                    device,
+                    capacity,
+                    site,
+                    grace_s,
+                    leaving,
+                } => {
+                    let wish = keeping::Wish {
+                        capacity,
+                        site,
+                        grace_s,
+                        leaving,
+                    };
+                    self.device_set(device, wish, &tell).await
+                }
+                Request::Where { what } => self.whereabouts(&what, &tell).await,
+                Request::AwaitHolders { what } => self.await_holders(&what, &tell).await,
                 Request::Stop => {
                     self.stop.notify_one();
                     Ok(())

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Command, CommandError, Device, Effect, Input};
+use kith_core::keeper::Pull;
 use kith_object::id::{Cid, DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
 use tokio::sync::{mpsc, oneshot};
@@ -179,6 +180,8 @@ pub(crate) struct Parts {
     /// The file that says that the device is unsettled.
     pub(crate) unsettled: PathBuf,
     pub(crate) traffic: Arc<std::sync::Mutex<Traffic>>,
+    /// Fetches packs; the machine wants few at once.
+    pub(crate) pulls: mpsc::UnboundedSender<Pull>,
 }
 
 struct Driver {
@@ -194,6 +197,7 @@ struct Driver {
     keep_book: Box<dyn Fn(Bytes) + Send>,
     unsettled: PathBuf,
     traffic: Arc<std::sync::Mutex<Traffic>>,
+    pulls: mpsc::UnboundedSender<Pull>,
     log_failed: Option<Arc<str>>,
 }
 
@@ -243,6 +247,7 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         keep_book: parts.keep_book,
         unsettled: parts.unsettled,
         traffic: parts.traffic,
+        pulls: parts.pulls,
         log_failed: None,
     };
     driver.perform();
@@ -458,6 +463,9 @@ impl Driver {
                     }
                 }
                 Effect::KeepBook(book) => (self.keep_book)(book),
+                Effect::Pull(pull) => {
+                    let _ = self.pulls.send(pull);
+                }
                 // Should it stay, the device only has to agree once more.
                 Effect::Settled => {
                     let _ = std::fs::remove_file(&self.unsettled);

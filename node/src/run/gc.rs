@@ -178,12 +178,14 @@ struct Snapshot {
     may_write: bool,
     /// Alone in the mesh.
     alone: bool,
+    /// Packs that are for another device to collect.
+    others: BTreeSet<PackId>,
     /// Entries of `names` that nothing here built upon.
     heads: Vec<EntryId>,
 }
 
 impl Snapshot {
-    fn of(device: &Device, mode: Mode, ages: &Ages) -> Self {
+    fn of(device: &Device, mode: Mode, ages: &Ages, packs: &[PackId]) -> Self {
         let me = device.id();
         let mut members = device.access().members.keys();
         let mut heads = device.replica().heads(DocumentKind::Names);
@@ -196,6 +198,12 @@ impl Snapshot {
             opener: Opener::new(device.replica().dedup_secrets()),
             may_write: device.access().is_member(&me) && device.is_settled(),
             alone: members.all(|id| *id == me),
+            others: {
+                let others = packs
+                    .iter()
+                    .filter(|pack| device.is_others_to_collect(pack));
+                others.copied().collect()
+            },
             heads,
         }
     }
@@ -228,6 +236,8 @@ fn heard(device: &Device, now: Time) -> BTreeMap<DeviceId, Time> {
 
 /// A pack on its way out that is on this disk.
 struct Dying {
+    /// This device has retired it itself; what others have, it drops without copying anything.
+    is_own: bool,
     retirements: Vec<Retirement>,
     /// None once it may go.
     waits: Option<(Vec<String>, Option<Time>)>,
@@ -334,9 +344,11 @@ impl Node {
         let run = self.store.begin_run();
         memory.ages = Arc::new(self.count_day(mode).await?);
         let ages = memory.ages.clone();
+        let packs = self.job(|store| store.packs()).await?;
+        let packs: Vec<PackId> = packs.into_iter().map(|(pack, _)| pack).collect();
         let mut snapshot = self
             .asker
-            .look(move |device| Snapshot::of(device, mode, &ages))
+            .look(move |device| Snapshot::of(device, mode, &ages, &packs))
             .await
             .ok_or(RunError::Ending)?;
         if !snapshot.may_write && mode != Mode::Look {
@@ -365,8 +377,11 @@ impl Node {
         let complete = reached.clone().filter(|reached| reached.is_complete());
         report.survey = {
             let (reached, pace) = (complete.clone(), pace.clone());
-            self.job(move |store| collect::survey(store, reached.as_deref(), &|| pace.is_over()))
-                .await?
+            let others = std::mem::take(&mut snapshot.others);
+            self.job(move |store| {
+                collect::survey(store, reached.as_deref(), &others, &|| pace.is_over())
+            })
+            .await?
         };
         if mode == Mode::Look {
             report.waiting = self
@@ -378,9 +393,10 @@ impl Node {
             return Ok(report);
         }
         let walks: Vec<Arc<Reached>> = complete.into_iter().collect();
-        let waiting = self.dying_now().await?;
-        let bytes = waiting.iter().map(|(_, bytes, _)| bytes).sum();
-        *held(&self.gc.waiting) = (waiting.len() as u64, bytes);
+        let own = self.dying_now().await?.into_iter();
+        let own = own.filter(|(_, _, dying)| dying.is_own);
+        let own = own.map(|(_, bytes, _)| bytes);
+        *held(&self.gc.waiting) = own.fold((0, 0), |(packs, sum), bytes| (packs + 1, sum + bytes));
         self.retire_all(&mut report, &snapshot, &walks, &pace)
             .await?;
         if mode == Mode::Full {
@@ -483,21 +499,22 @@ impl Node {
         counted.map_err(|_| RunError::Ending)
     }
 
-    /// Marks what this device has retired and waits for, which a restart has forgotten, and nothing else.
+    /// Marks what this device and others have retired and what it waits for, which a restart has forgotten, and nothing else.
     async fn mark_again(&self) -> Result<(), RunError> {
-        let own = |device: &Device| {
-            let own = device.upkeep().retirements().own(device.access());
-            own.map(|retirement| retirement.pack)
-                .collect::<BTreeSet<PackId>>()
+        let retired = |device: &Device| {
+            let all = device.upkeep().retirements().standing(device.access());
+            let me = device.id();
+            let dying = all.filter(|one| one.author == me || device.is_superseded(&one.pack));
+            dying.map(|one| one.pack).collect::<BTreeSet<PackId>>()
         };
-        let own = self.asker.look(own).await.ok_or(RunError::Ending)?;
+        let retired = self.asker.look(retired).await.ok_or(RunError::Ending)?;
         self.job(move |store| {
             for pack in store.retired_packs() {
-                if !own.contains(&pack) {
+                if !retired.contains(&pack) {
                     store.unmark_retired(&pack);
                 }
             }
-            for pack in own.iter().filter(|pack| !store.is_retired(pack)) {
+            for pack in retired.iter().filter(|pack| !store.is_retired(pack)) {
                 store.mark_retired(pack);
             }
             Ok(())
@@ -696,7 +713,7 @@ impl Node {
         Ok(())
     }
 
-    /// Packs that this device retired and that are on its disk.
+    /// Packs that were retired and that are on this disk.
     async fn dying_now(&self) -> Result<Vec<(PackId, u64, Dying)>, RunError> {
         let packs: BTreeMap<PackId, u64> = self
             .job(|store| store.packs())
@@ -709,14 +726,18 @@ impl Node {
             let (access, retirements) = (device.access(), device.upkeep().retirements());
             let heard = heard(device, now);
             let mut dying: BTreeMap<PackId, Dying> = BTreeMap::new();
-            for retirement in retirements.own(access) {
-                if !packs.contains_key(&retirement.pack) {
+            for retirement in retirements.standing(access) {
+                let is_own = retirement.author == device.id();
+                let is_dying = is_own || device.is_superseded(&retirement.pack);
+                if !is_dying || !packs.contains_key(&retirement.pack) {
                     continue;
                 }
                 let entry = dying.entry(retirement.pack).or_insert_with(|| Dying {
+                    is_own: false,
                     retirements: Vec::new(),
                     waits: Some((Vec::new(), None)),
                 });
+                entry.is_own |= is_own;
                 match retirements.ripeness(retirement, access, &heard, now) {
                     // Either of several is enough.
                     Ripeness::Ripe => {
@@ -752,17 +773,24 @@ impl Node {
         report.waiting.clear();
         let (mut packs, mut bytes_waiting) = (0, 0);
         for (pack, bytes, dying) in dying {
+            let is_own = dying.is_own;
             if pace.cancelled.load(Ordering::Relaxed) {
                 return Err(RunError::Cancelled);
             }
+            // What others retired is theirs to wait for.
+            let mut waits = || {
+                if is_own {
+                    (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
+                }
+            };
             if dying.waits.is_some() {
-                (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
+                waits();
                 report.waiting.extend(told_of((pack, bytes, dying)));
                 continue;
             }
             if walks.is_empty() && dying.retirements.iter().all(|one| one.left_out > 0) {
                 // Without a walk all of it would have to be copied; the next run that goes through everything drops it.
-                (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes);
+                waits();
                 continue;
             }
             let left_out = self.left_out(&dying.retirements).await?;
@@ -770,7 +798,11 @@ impl Node {
                 let (walks, pace) = (walks.to_vec(), pace.clone());
                 self.job(move |store| {
                     pace.is_over();
-                    Ok(collect::drop_ripe(store, &pack, &left_out, &walks))
+                    Ok(if is_own {
+                        collect::drop_ripe(store, &pack, &left_out, &walks)
+                    } else {
+                        collect::drop_superseded(store, &pack, &left_out, &walks)
+                    })
                 })
             };
             match job.await? {
@@ -779,12 +811,15 @@ impl Node {
                     report.freed_bytes += freed;
                 }
                 // Somebody relies on it: the next run tries again.
-                Ok(None) => (packs, bytes_waiting) = (packs + 1, bytes_waiting + bytes),
+                Ok(None) => waits(),
                 Err(error) => report.trouble.push(verify::told(&error)),
             }
         }
         *held(&self.gc.waiting) = (packs, bytes_waiting);
         self.tend_packs().await;
+        if report.dropped > 0 {
+            self.tell_holdings().await;
+        }
         Ok(())
     }
 

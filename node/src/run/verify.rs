@@ -131,6 +131,10 @@ impl Node {
             let Ok((stepped, found, outcome)) = stepped else {
                 return;
             };
+            if !found.is_empty() {
+                // What is set aside is held no more.
+                self.tell_holdings().await;
+            }
             let mut log = None;
             for mut finding in found {
                 self.mend(&mut finding, &mut log).await;

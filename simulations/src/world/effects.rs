@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Effect, Input};
+use kith_core::keeper::Pulled;
 use kith_object::id::{DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
 
@@ -116,6 +117,12 @@ impl World {
                 if let Some(slot) = self.slots.get_mut(device) {
                     slot.book = Some(book);
                 }
+            }
+            // No device of a scenario gives room for packs.
+            Effect::Pull(pull) => {
+                let how = Pulled::Failed;
+                let pack = pull.pack;
+                self.later((0, 0), device, Input::Pulled { pack, how });
             }
             Effect::Provide(key) => self.provide(device, key),
             Effect::FindProviders(key) => self.find_providers(device, key),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use kith_object::id::{DeviceId, PackId};
+use kith_object::id::{DeviceId, PackId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, derive};
 use kith_object::time::Time;
 use kith_protocol::api::{Event, Request};
@@ -12,6 +12,8 @@ use kith_protocol::bulk::place::{decode_question, encode_question};
 use kith_protocol::bulk::{Answer, GetRequest};
 use kith_protocol::exchange::message::Message as Bitswap;
 use kith_protocol::gossip::message::Message as Gossip;
+use kith_protocol::holdings::message::Message;
+use kith_protocol::holdings::{Holdings, Input};
 use kith_protocol::lan::{self, LanKey};
 use kith_protocol::pairing::{Ticket, TicketBook};
 use kith_protocol::record::{AddressRecord, Ledger};
@@ -28,6 +30,8 @@ pub(super) const TARGETS: &[Target] = &[
     Target::new("bitswap", bitswap).holds(160, 32 << 10),
     // A path of 2 bytes has 40 in memory.
     Target::new("gossip", gossip).holds(64, 32 << 10),
+    // A tag is read into a list that grows, and then compared.
+    Target::new("holdings", holdings).holds(64, 64 << 10),
     Target::new("address", address),
     Target::new("address-proved", address_proved),
     Target::new("ledger", ledger),
@@ -62,6 +66,23 @@ fn gossip(bytes: &[u8]) -> bool {
     };
     assert!(message.encode() == bytes, "a message has one form");
     true
+}
+
+/// What a device says of its own holdings and others'; a machine takes it.
+fn holdings(bytes: &[u8]) -> bool {
+    let decoded = Message::decode(bytes);
+    if let Ok(message) = &decoded {
+        assert!(message.encode() == bytes, "a message has one form");
+    }
+    let keys = |n| DeviceKeys::generate(&mut Rng::from_seed([n; 32]));
+    let (peer, now) = (keys(7).id(), Time(1_700_000_000_000));
+    let mut machine = Holdings::new(keys(8), SpaceId([9; 32]));
+    machine.handle(now, Input::Members([peer, keys(8).id()].into()));
+    machine.handle(now, Input::PeerUp(peer));
+    let bytes = Bytes::copy_from_slice(bytes);
+    machine.handle(now, Input::Frame { peer, bytes });
+    machine.check_invariants();
+    decoded.is_ok()
 }
 
 /// A record of where a device listens.

@@ -651,14 +651,20 @@ fn device_that_is_not_reached_is_looked_for_and_found() {
 fn what_is_put_and_held_is_announced_once_somebody_is_there() {
     let mut mesh = Mesh::new(&[Role::Admin, Role::Member]);
     mesh.write(0, "/file").unwrap();
-    let pack = Subject::Pack(kith_object::id::PackId([4; 32]));
+    let pack = Subject::Pack(PackId([4; 32]));
     let provided = |mesh: &mut Mesh| {
         effects_of(&mut mesh.devices[0], |effect| match effect {
             Effect::Provide(key) => Some(*key),
             _ => None,
         })
     };
-    mesh.handle(0, Input::Holds([pack].into()));
+    mesh.handle(
+        0,
+        Input::Holds {
+            subjects: [pack].into(),
+            kept: Vec::new(),
+        },
+    );
     assert!(provided(&mut mesh).is_empty(), "nobody is there");
     let other = mesh.id(1);
     mesh.handle(0, Input::Connected(other));

@@ -109,6 +109,7 @@ impl Waking {
             .filter(|id| !log_is_damaged && !self.device.replica.contains(id));
         self.device.cut_short = dropped.collect();
         self.device.draw_consequences();
+        self.device.arrange();
         self.device.settle();
         self.device
     }

@@ -2,6 +2,7 @@
 
 use kith_core::device::Device;
 use kith_crdt::access::Role;
+use kith_crdt::catalogue::Leaving;
 use kith_crdt::names::{HistoryItem, Listed};
 use kith_object::id::DeviceId;
 use kith_object::tree::FileKind;
@@ -33,6 +34,45 @@ pub(super) fn device_name(device: &Device, id: &DeviceId) -> String {
         .filter(|name| !name.is_empty())
         .cloned()
         .unwrap_or_else(|| id.to_string())
+}
+
+/// A device of the mesh, or one that was.
+pub(super) fn described(device: &Device, id: &DeviceId) -> api::Device {
+    let access = device.access();
+    let member = access.members.get(id);
+    let given = device
+        .keeper()
+        .givers()
+        .get(id)
+        .cloned()
+        .unwrap_or_default();
+    let holds = device.holdings().of(id);
+    api::Device {
+        device: id.to_string(),
+        name: device_name(device, id),
+        role: member
+            .map_or("removed", |member| role_name(member.role))
+            .to_owned(),
+        this: *id == device.id(),
+        connected: device.peers().contains(id),
+        removed: member.is_none(),
+        capacity: given.capacity,
+        site: given.site,
+        grace_s: given.grace.as_ms() / 1000,
+        leaving: leaving_name(given.leaving.0).to_owned(),
+        gone: given.leaving.0 != Leaving::Drains && device.keeper().uncounted().contains(id),
+        told: holds.is_some(),
+        packs: holds.map_or(0, |set| set.len() as u64),
+        heard_ms: device.heard(id).map_or(0, |heard| heard.0),
+    }
+}
+
+pub(super) fn leaving_name(leaving: Leaving) -> &'static str {
+    match leaving {
+        Leaving::Stays => "stays",
+        Leaving::Drains => "drains",
+        Leaving::Lost => "lost",
+    }
 }
 
 pub(super) fn entry(device: &Device, listed: &Listed) -> api::Entry {

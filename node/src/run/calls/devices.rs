@@ -10,8 +10,9 @@ use kith_object::store::StoreError;
 use kith_protocol::api::{self, Event, Failure, FailureKind, Spoken};
 
 use super::super::{Node, held};
-use super::describe::{device_name, role_name};
+use super::describe::{described, device_name, role_name};
 use super::failure::{change_failure, store_failure};
+use super::keeping::keeping;
 use super::told;
 use crate::local::Teller;
 
@@ -96,6 +97,7 @@ impl Node {
                         })
                         .collect(),
                     bulk: bulk.unwrap_or_default(),
+                    keeping: keeping(device),
                 }
             })
             .await?;
@@ -105,26 +107,12 @@ impl Node {
     pub(super) async fn devices(&self, tell: &Teller) -> Result<(), Failure> {
         let devices = self
             .look(|device| {
-                let (me, peers) = (device.id(), device.peers().clone());
                 let access = device.access();
-                let present = access
-                    .members
-                    .iter()
-                    .map(|(id, member)| (*id, member.name.clone(), role_name(member.role), false));
-                let removed = access
-                    .removed
-                    .iter()
-                    .map(|(id, removed)| (*id, removed.name.clone(), "removed", true));
+                let present = access.members.keys();
+                let removed = access.removed.keys();
                 present
                     .chain(removed)
-                    .map(|(id, name, role, removed)| api::Device {
-                        device: id.to_string(),
-                        name,
-                        role: role.to_owned(),
-                        this: id == me,
-                        connected: peers.contains(&id),
-                        removed,
-                    })
+                    .map(|id| described(device, id))
                     .collect::<Vec<_>>()
             })
             .await?;
@@ -141,37 +129,9 @@ impl Node {
         force: bool,
         tell: &Teller,
     ) -> Result<(), Failure> {
-        let wanted = named.clone();
-        let (found, me) = self
-            .look(move |device| {
-                let matching: Vec<(DeviceId, String)> = device
-                    .access()
-                    .members
-                    .iter()
-                    .filter(|(id, member)| member.name == wanted || id.to_string() == wanted)
-                    .map(|(id, member)| (*id, member.name.clone()))
-                    .collect();
-                (matching, device.id())
-            })
-            .await?;
         let what = format!("remove the device {named}");
-        let (id, name) = match found.as_slice() {
-            [one] => one.clone(),
-            [] => {
-                return Err(Failure::new(
-                    FailureKind::NotFound,
-                    format!("{what}: there is no such device in the mesh"),
-                )
-                .hint("see the devices with `kith devices`"));
-            }
-            _ => {
-                return Err(Failure::new(
-                    FailureKind::Usage,
-                    format!("{what}: several devices have that name"),
-                )
-                .hint("give its id, as `kith devices` shows it"));
-            }
-        };
+        let (id, name) = self.device_named(named, &what).await?;
+        let me = self.identity.keys.id();
         let root = match words {
             Some(words) => Some(Box::new(
                 Words::parse(&words.0)
@@ -197,13 +157,42 @@ impl Node {
             .await
             .map_err(|error| change_failure(what, error))?;
         let device = api::Device {
-            device: id.to_string(),
             name,
             role: "removed".to_owned(),
-            this: id == me,
             connected: false,
             removed: true,
+            ..self.look(move |device| described(device, &id)).await?
         };
         told(tell, Event::Device(device)).await
+    }
+
+    /// The one device of the mesh that has this name or id.
+    pub(super) async fn device_named(
+        &self,
+        named: String,
+        what: &str,
+    ) -> Result<(DeviceId, String), Failure> {
+        let found = self
+            .look(move |device| {
+                let members = device.access().members.iter();
+                members
+                    .filter(|(id, member)| member.name == named || id.to_string() == named)
+                    .map(|(id, member)| (*id, member.name.clone()))
+                    .collect::<Vec<_>>()
+            })
+            .await?;
+        match found.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => Err(Failure::new(
+                FailureKind::NotFound,
+                format!("{what}: there is no such device in the mesh"),
+            )
+            .hint("see the devices with `kith devices`")),
+            _ => Err(Failure::new(
+                FailureKind::Usage,
+                format!("{what}: several devices have that name"),
+            )
+            .hint("give its id, as `kith devices` shows it")),
+        }
     }
 }

@@ -38,17 +38,20 @@ pub(super) fn change_failure(what: String, error: CommandFailure) -> Failure {
             CommandError::Author(_)
             | CommandError::NotAccepted(_)
             | CommandError::NotAdmin
+            | CommandError::OnlyAdmins(_)
             | CommandError::Outrun,
         ) => FailureKind::Denied,
-        CommandFailure::Refused(CommandError::Record(_) | CommandError::NoDays) => {
-            FailureKind::Usage
-        }
+        CommandFailure::Refused(
+            CommandError::Record(_) | CommandError::NoDays | CommandError::Unmet(_),
+        ) => FailureKind::Usage,
+        CommandFailure::Refused(CommandError::NoDevice(_)) => FailureKind::NotFound,
         CommandFailure::Log(_) | CommandFailure::Ending => FailureKind::Failed,
     };
     let failure = Failure::new(kind, what).because(&error);
     match &error {
         CommandFailure::Refused(CommandError::Unsettled) => failure.hint("start `kith up` and let it meet another device of the mesh; if all others are gone for good, remove them with `kith device remove NAME --force`"),
         CommandFailure::Refused(CommandError::Behind) => failure.hint("start `kith up`, let it meet another device of the mesh and try again; if there is none any more, give --force"),
+        CommandFailure::Refused(CommandError::Unmet(_)) => failure.hint("see what each device gives with `kith devices`, and change it with `kith device set`"),
         CommandFailure::Refused(CommandError::Author(AuthorError::NotAllowed)) if failure.what.starts_with("remove the device") => failure.hint("admins are removed with the 24 words: --words; anything else by an admin"),
         _ => failure,
     }

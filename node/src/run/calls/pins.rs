@@ -201,7 +201,7 @@ impl Node {
     }
 
     /// What the versions say that this object is; if they disagree, what reaches more.
-    async fn kind_of(&self, link: ObjectLink) -> Result<FileKind, Failure> {
+    pub(super) async fn kind_of(&self, link: ObjectLink) -> Result<FileKind, Failure> {
         self.look(move |device| {
             let versions = device.tree().versions();
             let kinds = versions

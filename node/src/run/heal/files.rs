@@ -5,7 +5,8 @@
 use std::io;
 
 use super::super::{
-    ACCESS_FILE, BOOK_FILE, Node, PORTS_FILE, Ports, RECORDS_FILE, Ready, TICKETS_FILE, held,
+    ACCESS_FILE, BOOK_FILE, HOLDINGS_FILE, Node, PORTS_FILE, Ports, RECORDS_FILE, Ready,
+    TICKETS_FILE, held,
 };
 use super::log::LogHealed;
 use crate::config::{Home, HomeError, KEY_FILE, SETTINGS_FILE, fresh_rng};
@@ -104,6 +105,10 @@ impl Node {
                 )
             }
             TICKETS_FILE => Some(self.forget(TICKETS_FILE, "removed; open tickets end").await),
+            HOLDINGS_FILE => Some(
+                self.forget(HOLDINGS_FILE, "removed; what others told they tell again")
+                    .await,
+            ),
             RECORDS_FILE => Some(
                 self.forget(RECORDS_FILE, "removed; what others told they tell again")
                     .await,

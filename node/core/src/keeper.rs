@@ -1,0 +1,943 @@
+//! What this device should hold, and gets; and how well what there is is kept.
+//!
+//! Spec: `protocol/spec/upkeep.md`, "Keeping".
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kith_crdt::access::Access;
+use kith_crdt::catalogue::Leaving;
+use kith_object::id::{DeviceId, PackId};
+use kith_object::time::{Span, Time};
+use kith_protocol::holdings::{HoldingTag, Holdings};
+use kith_protocol::placement::{Placement, Policy, Redundancy};
+
+use crate::arrangement::{Giver, holders_of};
+use crate::packs::Packs;
+
+/// Packs that are looked at in one go, and the pause between two: a few percent of a core while something changes.
+const LOOK_MAX: usize = 128;
+const LOOK_PAUSE: Span = Span::from_ms(20);
+/// How often it is judged who is gone.
+const JUDGE: Span = Span::from_secs(60);
+/// Packs that are fetched at a time.
+pub const PULLS_MAX: usize = 2;
+/// Pause after a pack did not come; doubles with each time.
+const RETRY_FIRST: Span = Span::from_secs(60);
+const RETRY_MAX: Span = Span::from_secs(3600);
+/// Pause of everything after this disk had no room.
+const NO_ROOM_PAUSE: Span = Span::from_secs(600);
+/// Devices that a pack is fetched from at once.
+const SOURCES_MAX: usize = 4;
+
+/// How a fetch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulled {
+    /// The pack is here to stay.
+    Came,
+    /// It did not come, or was not what it should be.
+    Failed,
+    /// This disk has no room, or cannot be written.
+    NoRoom,
+}
+
+/// A pack to be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pull {
+    /// Which.
+    pub pack: PackId,
+    /// Its length.
+    pub bytes: u64,
+    /// Who has it and is connected.
+    pub sources: Vec<DeviceId>,
+}
+
+/// How well packs are kept, as far as this device knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Packs that are to be kept.
+    pub packs: usize,
+    /// Of these, those with fewer copies than there should be.
+    pub at_risk: usize,
+    /// Those of which no holder is known, though not all devices have told what they hold.
+    pub unheard: usize,
+    /// Those that no device holds.
+    pub lost: usize,
+    /// Those that this device should hold and lacks.
+    pub wanted: usize,
+    /// Of these, those that nobody within reach has.
+    pub out_of_reach: usize,
+    /// Copies that there should be of each.
+    pub copies: usize,
+    /// Whether this disk had no room the last time.
+    pub no_room: bool,
+    /// Whether something has changed and not all was looked at since.
+    pub is_looking: bool,
+}
+
+/// What there is of one pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Devices that hold it.
+    pub held: Vec<DeviceId>,
+    /// Devices that should.
+    pub placed: Vec<DeviceId>,
+    /// Of those that hold it, such as will not be there for long, or are gone.
+    pub leaving: Vec<DeviceId>,
+    /// Copies that there should be.
+    pub copies: usize,
+}
+
+/// What is known of a pack that is not well kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weak {
+    AtRisk,
+    Unheard,
+    Lost,
+}
+
+/// A pack that this device should hold.
+#[derive(Debug, Clone, Copy)]
+struct Want {
+    bytes: u64,
+    /// Devices that hold it.
+    copies: usize,
+    /// Whether one of those is connected.
+    in_reach: bool,
+    tries: u32,
+    due: Time,
+}
+
+/// What the rest of the device knows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) access: &'a Access,
+    pub(crate) packs: &'a Packs,
+    pub(crate) holdings: &'a Holdings,
+    pub(crate) connected: &'a BTreeSet<DeviceId>,
+}
+
+/// Decides what to fetch, and judges what there is.
+#[derive(Debug)]
+pub struct Keeper {
+    me: DeviceId,
+    started: Time,
+    givers: BTreeMap<DeviceId, Giver>,
+    policy: Policy,
+    /// Devices whose copies count for nothing: gone, or leaving.
+    uncounted: BTreeSet<DeviceId>,
+    placement: Option<Placement>,
+    judge_due: Option<Time>,
+    /// Where the round through all packs is.
+    round: Option<PackId>,
+    /// Packs to be looked at besides.
+    changed: BTreeSet<PackId>,
+    look_due: Option<Time>,
+    live: BTreeSet<PackId>,
+    weak: BTreeMap<PackId, Weak>,
+    wants: BTreeMap<PackId, Want>,
+    /// Those of them that are in reach, the most endangered first.
+    ready: BTreeSet<(usize, PackId)>,
+    /// Those that did not come, until they are tried again.
+    later: BTreeSet<(Time, PackId)>,
+    pulling: BTreeSet<PackId>,
+    no_room_until: Option<Time>,
+}
+
+impl Keeper {
+    /// Of a device that knows nothing yet.
+    pub(crate) fn new(me: DeviceId, started: Time) -> Self {
+        Self {
+            me,
+            started,
+            givers: BTreeMap::new(),
+            policy: Policy::default(),
+            uncounted: BTreeSet::new(),
+            placement: None,
+            judge_due: None,
+            round: None,
+            changed: BTreeSet::new(),
+            look_due: None,
+            live: BTreeSet::new(),
+            weak: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            later: BTreeSet::new(),
+            pulling: BTreeSet::new(),
+            no_room_until: None,
+        }
+    }
+
+    /// What is wanted of whom has changed, or who belongs.
+    pub(crate) fn arrange(
+        &mut self,
+        now: Time,
+        givers: BTreeMap<DeviceId, Giver>,
+        policy: Policy,
+        view: View<'_>,
+    ) {
+        self.givers = givers;
+        self.policy = policy;
+        self.judge(now, view, true);
+    }
+
+    /// Something was said of these packs.
+    pub(crate) fn packs_changed(&mut self, now: Time, packs: BTreeSet<PackId>) {
+        if !packs.is_empty() {
+            self.judge_due.get_or_insert(now);
+            self.changed.extend(packs);
+            self.look_soon(now);
+        }
+    }
+
+    /// Holders of these came or went.
+    pub(crate) fn holdings_changed(&mut self, now: Time, tags: &[HoldingTag], packs: &Packs) {
+        for tag in tags {
+            let mut first = [0; 32];
+            if let Some(start) = first.first_chunk_mut() {
+                *start = tag.0.to_be_bytes();
+            }
+            let named = packs.from(PackId(first));
+            self.changed
+                .extend(named.take_while(|pack| HoldingTag::from(*pack) == *tag));
+        }
+        if !tags.is_empty() {
+            self.look_soon(now);
+        }
+    }
+
+    /// A device came or went: what is wanted here may be in reach now, or no more.
+    pub(crate) fn reach_changed(&mut self, now: Time) {
+        self.judge_due = self.judge_due.map(|due| due.min(now));
+        if !self.wants.is_empty() {
+            self.changed.extend(self.wants.keys());
+            self.look_soon(now);
+        }
+    }
+
+    /// A fetch ended.
+    pub(crate) fn pulled(&mut self, now: Time, pack: PackId, how: Pulled) {
+        if !self.pulling.remove(&pack) {
+            return;
+        }
+        match how {
+            Pulled::Came => self.no_room_until = None,
+            Pulled::NoRoom => self.no_room_until = Some(now + NO_ROOM_PAUSE),
+            Pulled::Failed => {}
+        }
+        if let Some(want) = self.wants.get_mut(&pack) {
+            // What came is known to be here only once its holding was told.
+            let pause = Span(RETRY_FIRST.0 << want.tries.min(6));
+            want.due = now + pause.min(RETRY_MAX);
+            want.tries = want.tries.saturating_add(1);
+        }
+        self.changed.insert(pack);
+        self.look_soon(now);
+    }
+
+    /// Does what is due; returns what to fetch.
+    pub(crate) fn work(&mut self, now: Time, view: View<'_>) -> Vec<Pull> {
+        if self.judge_due.is_some_and(|due| due <= now) {
+            self.judge(now, view, false);
+        }
+        if self.look_due.is_some_and(|due| due <= now) {
+            self.look(now, view);
+        }
+        self.next_pulls(now, view)
+    }
+
+    /// When something is due next.
+    pub(crate) fn next_due(&self) -> Option<Time> {
+        let retry = self.later.first().map(|(due, _)| *due);
+        let retry = retry.filter(|_| self.pulling.len() < PULLS_MAX);
+        let retry = retry.map(|due| due.max(self.no_room_until.unwrap_or_default()));
+        [self.judge_due, self.look_due, retry]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// How well packs are kept.
+    pub fn health(&self, now: Time) -> Health {
+        let weak = |kind| self.weak.values().filter(|weak| **weak == kind).count();
+        Health {
+            packs: self.live.len(),
+            at_risk: weak(Weak::AtRisk),
+            unheard: weak(Weak::Unheard),
+            lost: weak(Weak::Lost),
+            wanted: self.wants.len(),
+            out_of_reach: self.wants.values().filter(|want| !want.in_reach).count(),
+            copies: self.copies(),
+            no_room: self.no_room_until.is_some_and(|until| until > now),
+            is_looking: self.look_due.is_some(),
+        }
+    }
+
+    /// What each device gives.
+    pub fn givers(&self) -> &BTreeMap<DeviceId, Giver> {
+        &self.givers
+    }
+
+    /// Devices whose copies count for nothing: gone, or leaving.
+    pub fn uncounted(&self) -> &BTreeSet<DeviceId> {
+        &self.uncounted
+    }
+
+    /// How packs are to be kept, by the devices that are there.
+    pub fn redundancy(&self) -> Option<Redundancy> {
+        self.placement.as_ref().map(Placement::redundancy)
+    }
+
+    /// What there is of a pack.
+    pub(crate) fn standing(&self, pack: &PackId, view: View<'_>) -> Standing {
+        let tag = HoldingTag::from(*pack);
+        let holds = |device: &&DeviceId| {
+            let set = view.holdings.of(device);
+            set.is_some_and(|set| set.contains(tag))
+        };
+        let held: Vec<DeviceId> = self.givers.keys().filter(holds).copied().collect();
+        let leaving = held
+            .iter()
+            .filter(|device| self.uncounted.contains(*device));
+        Standing {
+            leaving: leaving.copied().collect(),
+            placed: self.placed(pack),
+            copies: self.copies(),
+            held,
+        }
+    }
+
+    /// Laws that hold between any two inputs.
+    ///
+    /// # Panics
+    /// If one does not.
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.pulling.len() <= PULLS_MAX, "fetches are bounded");
+        assert!(
+            self.weak.keys().all(|pack| self.live.contains(pack))
+                && self.wants.keys().all(|pack| self.live.contains(pack)),
+            "only what is to be kept is cared for"
+        );
+        assert!(
+            self.ready.iter().all(|(copies, pack)| {
+                let want = self.wants.get(pack);
+                want.is_some_and(|want| want.in_reach && want.copies == *copies)
+                    && !self.pulling.contains(pack)
+            }),
+            "only what is wanted and in reach is fetched"
+        );
+        assert!(
+            self.later.iter().all(|(due, pack)| {
+                let want = self.wants.get(pack);
+                want.is_some_and(|want| want.due == *due) && !self.pulling.contains(pack)
+            }),
+            "only what is wanted is tried again"
+        );
+        assert_eq!(
+            self.look_due.is_some(),
+            self.round.is_some() || !self.changed.is_empty(),
+            "what has changed is looked at"
+        );
+    }
+
+    /// Whole copies of a pack that survive as many failures as the policy wants.
+    fn copies(&self) -> usize {
+        self.placement.as_ref().map_or(1, |placement| {
+            (placement.redundancy().spare() + 1).min(placement.len())
+        })
+    }
+
+    /// Who should hold a pack.
+    fn placed(&self, pack: &PackId) -> Vec<DeviceId> {
+        let Some(placement) = &self.placement else {
+            return Vec::new();
+        };
+        let mut placed = placement.holders(pack);
+        placed.truncate(self.copies());
+        placed
+    }
+
+    fn look_soon(&mut self, now: Time) {
+        self.look_due.get_or_insert(now);
+    }
+
+    /// Judges who is gone, and places anew if that has changed.
+    fn judge(&mut self, now: Time, view: View<'_>, anew: bool) {
+        self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
+        let uncounted: BTreeSet<DeviceId> = self
+            .givers
+            .iter()
+            .filter(|(device, giver)| !self.counts(device, giver, now, view))
+            .map(|(device, _)| *device)
+            .collect();
+        if uncounted == self.uncounted && !anew {
+            return;
+        }
+        self.uncounted = uncounted;
+        let there = self
+            .givers
+            .iter()
+            .filter(|(device, _)| !self.uncounted.contains(*device));
+        self.placement = Placement::as_far_as_possible(&holders_of(there), &self.policy).ok();
+        self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
+        self.round = Some(PackId::default());
+        self.look_soon(now);
+    }
+
+    /// Whether there is nothing to judge for: no pack, and nobody who gives room.
+    fn is_idle(&self) -> bool {
+        self.placement.is_none() && self.live.is_empty()
+    }
+
+    /// When the next device may count as gone, if it stays silent.
+    fn next_judgement(&self, now: Time, view: View<'_>) -> Time {
+        let silent = self
+            .givers
+            .iter()
+            .filter(|(device, _)| **device != self.me && !view.connected.contains(*device));
+        let ends = silent.map(|(device, giver)| {
+            let heard = view.holdings.heard(device).unwrap_or(self.started);
+            heard + giver.grace + Span::from_ms(1)
+        });
+        let next = ends.filter(|end| *end > now).min();
+        let latest = now + JUDGE;
+        next.map_or(latest, |next| next.min(latest))
+    }
+
+    /// Whether the copies of a device count: it is there, or will be again, and stays.
+    fn counts(&self, device: &DeviceId, giver: &Giver, now: Time, view: View<'_>) -> bool {
+        let is_here = *device == self.me || view.connected.contains(device);
+        let heard = view.holdings.heard(device);
+        match giver.leaving {
+            (Leaving::Drains, _) => false,
+            (Leaving::Lost, said) => {
+                *device == self.me || heard.is_some_and(|heard| heard > said.time())
+            }
+            // Of whom nothing was ever heard, one waits as long as of others from the start on.
+            (Leaving::Stays, _) => {
+                is_here || now.since(heard.unwrap_or(self.started)) <= giver.grace
+            }
+        }
+    }
+
+    /// Looks at some packs.
+    fn look(&mut self, now: Time, view: View<'_>) {
+        for _ in 0..LOOK_MAX {
+            if let Some(pack) = self.changed.pop_first() {
+                self.consider(now, pack, view);
+                continue;
+            }
+            let Some(from) = self.round else { break };
+            let mut rest = view.packs.from(from);
+            let next = rest.next();
+            self.round = rest.next();
+            drop(rest);
+            if let Some(pack) = next {
+                self.consider(now, pack, view);
+            }
+            if self.round.is_none() {
+                // Of what nothing is said any more is not met on the way.
+                let live = |pack: &&PackId| view.packs.live(pack, view.access).is_some();
+                let gone = self.live.iter().filter(|pack| !live(pack));
+                let gone: Vec<PackId> = gone.copied().collect();
+                self.changed.extend(gone);
+            }
+        }
+        let more = self.round.is_some() || !self.changed.is_empty();
+        self.look_due = more.then(|| now + LOOK_PAUSE);
+    }
+
+    fn consider(&mut self, now: Time, pack: PackId, view: View<'_>) {
+        let before = self.wants.remove(&pack);
+        if let Some(want) = before {
+            self.ready.remove(&(want.copies, pack));
+            self.later.remove(&(want.due, pack));
+        }
+        self.weak.remove(&pack);
+        let Some(bytes) = view.packs.live(&pack, view.access) else {
+            self.live.remove(&pack);
+            return;
+        };
+        self.live.insert(pack);
+        let tag = HoldingTag::from(pack);
+        let (mut copies, mut any, mut in_reach, mut all_told) = (0, false, false, true);
+        let mut is_here = false;
+        for device in self.givers.keys() {
+            let Some(set) = view.holdings.of(device) else {
+                all_told = false;
+                continue;
+            };
+            if set.contains(tag) {
+                any = true;
+                copies += usize::from(!self.uncounted.contains(device));
+                in_reach |= view.connected.contains(device);
+                is_here |= *device == self.me;
+            }
+        }
+        if copies < self.copies() {
+            let weak = match (any, all_told) {
+                (true, _) => Weak::AtRisk,
+                (false, true) => Weak::Lost,
+                (false, false) => Weak::Unheard,
+            };
+            self.weak.insert(pack, weak);
+        }
+        if is_here || !self.placed(&pack).contains(&self.me) {
+            return;
+        }
+        let mut want = Want {
+            bytes,
+            copies,
+            in_reach,
+            tries: before.map_or(0, |before| before.tries),
+            due: before.map_or(now, |before| before.due),
+        };
+        // Somebody else has it now. Whoever says so and has nothing is no reason to hurry.
+        if before.is_some_and(|before| before.copies < copies) {
+            want.due = want.due.min(now + RETRY_FIRST);
+        }
+        self.wants.insert(pack, want);
+        if in_reach && !self.pulling.contains(&pack) {
+            if want.due <= now {
+                self.ready.insert((copies, pack));
+            } else {
+                self.later.insert((want.due, pack));
+            }
+        }
+    }
+
+    fn next_pulls(&mut self, now: Time, view: View<'_>) -> Vec<Pull> {
+        if self.no_room_until.is_some_and(|until| until > now) {
+            return Vec::new();
+        }
+        while let Some((due, pack)) = self.later.first().copied() {
+            if due > now {
+                break;
+            }
+            self.later.pop_first();
+            if let Some(want) = self.wants.get(&pack) {
+                self.ready.insert((want.copies, pack));
+            }
+        }
+        let mut pulls = Vec::new();
+        while self.pulling.len() < PULLS_MAX {
+            let Some((_, pack)) = self.ready.pop_first() else {
+                break;
+            };
+            let tag = HoldingTag::from(pack);
+            let sources = view.connected.iter().filter(|device| {
+                let set = view.holdings.of(device);
+                set.is_some_and(|set| set.contains(tag))
+            });
+            let sources: Vec<DeviceId> = sources.take(SOURCES_MAX).copied().collect();
+            match self.wants.get_mut(&pack) {
+                Some(want) if !sources.is_empty() => {
+                    self.pulling.insert(pack);
+                    pulls.push(Pull {
+                        pack,
+                        bytes: want.bytes,
+                        sources,
+                    });
+                }
+                Some(want) => want.in_reach = false,
+                None => {}
+            }
+        }
+        pulls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kith_crdt::access::{self, Role};
+    use kith_crdt::catalogue::{Born, CatalogueRecord, Retired};
+    use kith_object::id::{EntryId, SpaceId};
+    use kith_object::key::{DeviceKeys, Rng};
+    use kith_object::time::Hlc;
+    use kith_protocol::holdings;
+    use proptest::prelude::*;
+
+    const SPACE: SpaceId = SpaceId([9; 32]);
+    const NOW: Time = Time(1_700_000_000_000);
+
+    fn keys(n: usize) -> DeviceKeys {
+        DeviceKeys::generate(&mut Rng::from_seed([n as u8; 32]))
+    }
+
+    fn pack(n: usize) -> PackId {
+        PackId(kith_object::key::derive("test pack", &n.to_le_bytes()))
+    }
+
+    /// A keeper with what it sees.
+    struct Desk {
+        devices: Vec<DeviceKeys>,
+        access: Access,
+        packs: Packs,
+        holdings: Holdings,
+        connected: BTreeSet<DeviceId>,
+        givers: BTreeMap<DeviceId, Giver>,
+        policy: Policy,
+        keeper: Keeper,
+        now: Time,
+        stamp: u64,
+        entry: u8,
+        pulls: Vec<Pull>,
+    }
+
+    impl Desk {
+        fn new(count: usize, copies: u8) -> Self {
+            let devices: Vec<DeviceKeys> = (0..count).map(keys).collect();
+            let device = || access::Device {
+                role: Role::Member,
+                name: String::new(),
+                agree: None,
+            };
+            let members: BTreeMap<DeviceId, access::Device> =
+                devices.iter().map(|keys| (keys.id(), device())).collect();
+            let ids: BTreeSet<DeviceId> = members.keys().copied().collect();
+            let giver = Giver {
+                capacity: 1 << 30,
+                is_said: true,
+                ..Giver::default()
+            };
+            let mut holdings = Holdings::new(keys(0), SPACE);
+            holdings.handle(NOW, holdings::Input::Members(ids.clone()));
+            let mut desk = Self {
+                access: Access {
+                    members,
+                    ..Access::default()
+                },
+                packs: Packs::default(),
+                holdings,
+                connected: BTreeSet::new(),
+                givers: ids.iter().map(|id| (*id, giver.clone())).collect(),
+                policy: Policy {
+                    redundancy: Some(Redundancy::Replicas(copies)),
+                    ..Policy::default()
+                },
+                keeper: Keeper::new(keys(0).id(), NOW),
+                now: NOW,
+                stamp: NOW.0,
+                entry: 0,
+                pulls: Vec::new(),
+                devices,
+            };
+            desk.arrange();
+            for n in 0..count {
+                desk.holds(n, &[]);
+            }
+            desk.settle();
+            desk
+        }
+
+        fn view(&self) -> View<'_> {
+            View {
+                access: &self.access,
+                packs: &self.packs,
+                holdings: &self.holdings,
+                connected: &self.connected,
+            }
+        }
+
+        fn arrange(&mut self) {
+            let view = View {
+                access: &self.access,
+                packs: &self.packs,
+                holdings: &self.holdings,
+                connected: &self.connected,
+            };
+            let givers = self.givers.clone();
+            self.keeper
+                .arrange(self.now, givers, self.policy.clone(), view);
+        }
+
+        fn say(&mut self, record: &CatalogueRecord, hlc: u64) {
+            self.entry += 1;
+            let author = self.devices[0].id();
+            let entry = EntryId([self.entry; 32]);
+            self.packs.add(entry, author, Hlc(hlc), record);
+            let changed = self.packs.take_changed();
+            self.keeper.packs_changed(self.now, changed);
+        }
+
+        fn born(&mut self, n: usize, hlc: u64) {
+            let born = Born {
+                pack: pack(n),
+                class: 3,
+                blocks: 1,
+                bytes: 1000,
+            };
+            self.say(&CatalogueRecord::Born(born), hlc);
+        }
+
+        fn retired(&mut self, n: usize, hlc: u64) {
+            let retired = Retired {
+                pack: pack(n),
+                replacements: Vec::new(),
+                basis: Vec::new(),
+                left_out: Vec::new(),
+            };
+            self.say(&CatalogueRecord::Retired(retired), hlc);
+        }
+
+        /// That device holds just these packs.
+        fn holds(&mut self, n: usize, packs: &[usize]) {
+            let tags: Vec<HoldingTag> = packs.iter().map(|n| pack(*n).into()).collect();
+            if n == 0 {
+                self.holdings.handle(self.now, holdings::Input::Own(tags));
+            } else {
+                // As the device itself would have kept it.
+                self.stamp += 1;
+                let mut other = Holdings::new(self.devices[n].clone(), SPACE);
+                let at = Time(self.stamp);
+                let ids = self.access.members.keys().copied().collect();
+                other.handle(at, holdings::Input::Members(ids));
+                other.handle(at, holdings::Input::Own(tags));
+                let due = other.next_wakeup().unwrap();
+                other.handle(due, holdings::Input::Wake);
+                self.stamp = due.0;
+                self.holdings.handle(self.now, holdings::Input::Wake);
+                self.holdings.recall(&other.encode());
+            }
+            while let Some(effect) = self.holdings.poll_effect() {
+                if let holdings::Effect::News { added, removed, .. } = effect {
+                    let tags = [added, removed].concat();
+                    self.keeper.holdings_changed(self.now, &tags, &self.packs);
+                }
+            }
+        }
+
+        fn connect(&mut self, n: usize, up: bool) {
+            let id = self.devices[n].id();
+            if up {
+                self.connected.insert(id);
+            } else {
+                self.connected.remove(&id);
+            }
+            self.keeper.reach_changed(self.now);
+        }
+
+        fn pass(&mut self, span: Span) {
+            self.now = self.now + span;
+            self.settle();
+        }
+
+        /// Does what is due, without time passing but for its own pauses.
+        fn settle(&mut self) {
+            loop {
+                let view = View {
+                    access: &self.access,
+                    packs: &self.packs,
+                    holdings: &self.holdings,
+                    connected: &self.connected,
+                };
+                self.pulls.extend(self.keeper.work(self.now, view));
+                self.keeper.check_invariants();
+                let soon = self.now + Span::from_ms(50);
+                match self.keeper.next_due().filter(|due| *due <= soon) {
+                    Some(due) if due > self.now => self.now = due,
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        }
+
+        fn me_holds(&self, n: usize) -> bool {
+            let own = self.holdings.of(&self.devices[0].id());
+            own.is_some_and(|own| own.contains(pack(n).into()))
+        }
+    }
+
+    #[test]
+    fn the_most_endangered_are_fetched_first_and_few_at_once() {
+        let mut desk = Desk::new(3, 3);
+        for n in 0..10 {
+            desk.born(n, 5);
+        }
+        desk.holds(1, &(0..10).collect::<Vec<_>>());
+        desk.holds(2, &(0..7).collect::<Vec<_>>());
+        desk.connect(1, true);
+        desk.settle();
+        assert_eq!(desk.pulls.len(), PULLS_MAX);
+        let first: Vec<PackId> = desk.pulls.iter().map(|pull| pull.pack).collect();
+        assert!(
+            first.iter().all(|of| (7..10).any(|n| pack(n) == *of)),
+            "of one copy alone"
+        );
+        assert!(
+            desk.pulls
+                .iter()
+                .all(|pull| pull.sources == [desk.devices[1].id()])
+        );
+        let mut held = Vec::new();
+        while let Some(pull) = desk.pulls.pop() {
+            let n = (0..10).find(|n| pack(*n) == pull.pack).unwrap();
+            held.push(n);
+            desk.holds(0, &held.clone());
+            desk.keeper.pulled(desk.now, pull.pack, Pulled::Came);
+            desk.settle();
+        }
+        held.sort_unstable();
+        assert_eq!(held, (0..10).collect::<Vec<_>>());
+        let health = desk.keeper.health(desk.now);
+        assert_eq!((health.packs, health.at_risk, health.wanted), (10, 3, 0));
+    }
+
+    #[test]
+    fn what_does_not_come_is_tried_ever_less_often_and_a_full_disk_rests() {
+        let mut desk = Desk::new(3, 3);
+        desk.born(0, 5);
+        desk.holds(1, &[0]);
+        desk.connect(1, true);
+        desk.settle();
+        for wait in [60, 120, 240, 480, 960, 1920, 3600, 3600] {
+            assert_eq!(desk.pulls.len(), 1, "{wait}");
+            desk.pulls.clear();
+            desk.keeper.pulled(desk.now, pack(0), Pulled::Failed);
+            desk.pass(Span::from_secs(wait - 1));
+            assert!(desk.pulls.is_empty(), "{wait}");
+            desk.pass(Span::from_secs(1));
+        }
+        // Another holder gives new hope, though not at once.
+        desk.pulls.clear();
+        desk.keeper.pulled(desk.now, pack(0), Pulled::Failed);
+        desk.holds(2, &[0]);
+        desk.settle();
+        desk.pass(Span::from_secs(59));
+        assert!(desk.pulls.is_empty());
+        desk.pass(Span::from_secs(2));
+        assert_eq!(desk.pulls.len(), 1);
+        desk.pulls.clear();
+        desk.keeper.pulled(desk.now, pack(0), Pulled::NoRoom);
+        desk.born(1, 5);
+        desk.holds(1, &[0, 1]);
+        desk.pass(Span::from_secs(599));
+        assert!(desk.pulls.is_empty() && desk.keeper.health(desk.now).no_room);
+        desk.pass(Span::from_secs(1));
+        assert_eq!(desk.pulls.len(), 1, "the other one");
+    }
+
+    #[test]
+    fn silent_drained_and_lost_devices_are_replaced_and_returners_welcomed() {
+        let mut desk = Desk::new(3, 2);
+        for giver in desk.givers.values_mut() {
+            giver.grace = Span::from_secs(3600);
+        }
+        desk.arrange();
+        for n in 0..12 {
+            desk.born(n, 5);
+        }
+        let all: Vec<usize> = (0..12).collect();
+        desk.holds(1, &all);
+        desk.holds(2, &all);
+        desk.connect(1, true);
+        desk.settle();
+        let wanted = |desk: &Desk| desk.keeper.health(desk.now).wanted;
+        let before = wanted(&desk);
+        assert!((1..12).contains(&before), "its share: {before}");
+        assert_eq!(desk.keeper.health(desk.now).at_risk, 0);
+        // The third stays silent past its grace.
+        desk.pass(Span::from_secs(3700));
+        assert_eq!(
+            (wanted(&desk), desk.keeper.health(desk.now).at_risk),
+            (12, 12)
+        );
+        let gone = BTreeSet::from([desk.devices[2].id()]);
+        assert_eq!(desk.keeper.uncounted(), &gone);
+        desk.connect(2, true);
+        desk.settle();
+        assert_eq!(
+            (wanted(&desk), desk.keeper.health(desk.now).at_risk),
+            (before, 0)
+        );
+        for leaving in [Leaving::Drains, Leaving::Lost] {
+            let id = desk.devices[2].id();
+            let said = Hlc::new(desk.now + Span::from_secs(60), 0);
+            desk.givers.get_mut(&id).unwrap().leaving = (leaving, said);
+            desk.arrange();
+            desk.settle();
+            assert_eq!(wanted(&desk), 12, "{leaving:?}");
+            desk.givers.get_mut(&id).unwrap().leaving = (Leaving::Stays, said);
+            desk.arrange();
+            desk.settle();
+            assert_eq!(wanted(&desk), before);
+        }
+    }
+
+    #[test]
+    fn a_pack_that_nobody_holds_is_lost_only_once_all_have_told() {
+        let mut desk = Desk::new(2, 2);
+        desk.born(0, 5);
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).lost, 1);
+        let stranger = DeviceId([1; 32]);
+        let member = desk.access.members.values().next().unwrap().clone();
+        desk.access.members.insert(stranger, member);
+        desk.givers.insert(stranger, Giver::default());
+        desk.arrange();
+        desk.settle();
+        let health = desk.keeper.health(desk.now);
+        assert_eq!((health.lost, health.unheard), (0, 1));
+        desk.retired(0, 5);
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).packs, 0);
+        desk.born(0, 6);
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).packs, 1, "born again");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever happens in whatever order: what is wanted, and how it stands, is what one who sees it all at once would say.
+        #[test]
+        fn step_by_step_is_as_good_as_at_once(
+            copies in 1u8..4,
+            steps in prop::collection::vec((0usize..7, 0usize..4, 0usize..9, any::<bool>()), 1..50),
+        ) {
+            let mut desk = Desk::new(4, copies);
+            let mut held: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); 4];
+            for (what, device, n, up) in steps {
+                match what {
+                    0 | 1 => desk.born(n, 5),
+                    2 => desk.retired(n, 4 + u64::from(up)),
+                    3 => {
+                        if up { held[device].insert(n); } else { held[device].remove(&n); }
+                        let packs: Vec<usize> = held[device].iter().copied().collect();
+                        desk.holds(device, &packs);
+                    }
+                    4 if device > 0 => desk.connect(device, up),
+                    5 => {
+                        let leaving = if up { Leaving::Drains } else { Leaving::Stays };
+                        let id = desk.devices[device].id();
+                        desk.givers.get_mut(&id).unwrap().leaving = (leaving, Hlc(1));
+                        desk.arrange();
+                    }
+                    _ => {
+                        if let Some(pull) = desk.pulls.pop() {
+                            let how = if up { Pulled::Came } else { Pulled::Failed };
+                            desk.keeper.pulled(desk.now, pull.pack, how);
+                        }
+                    }
+                }
+                if up {
+                    desk.settle();
+                }
+            }
+            desk.pass(Span::from_secs(2));
+            for n in 0..9 {
+                let standing = desk.keeper.standing(&pack(n), desk.view());
+                let live = desk.packs.live(&pack(n), &desk.access).is_some();
+                let wanted = live && !desk.me_holds(n) && standing.placed.contains(&desk.devices[0].id());
+                prop_assert_eq!(desk.keeper.wants.contains_key(&pack(n)), wanted, "pack {}", n);
+                let counted = standing.held.len() - standing.leaving.len();
+                let weak = live && counted < standing.copies;
+                prop_assert_eq!(desk.keeper.weak.contains_key(&pack(n)), weak, "pack {}", n);
+                let drained = |id: &DeviceId| desk.givers[id].leaving.0 == Leaving::Drains;
+                prop_assert!(!standing.placed.iter().any(drained));
+            }
+            let pulling: BTreeSet<PackId> = desk.pulls.iter().map(|pull| pull.pack).collect();
+            prop_assert_eq!(&desk.keeper.pulling, &pulling);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Fetches what this device should hold, and says what it gives and holds.
+//!
+//! Spec: `protocol/spec/upkeep.md`, "Keeping".
+
+use std::num::NonZeroU64;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kith_core::device::Input;
+use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
+use kith_object::id::PackId;
+use kith_object::index::Index;
+use kith_object::pack::Class;
+use kith_object::store::{Keep, StoreError};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::bulk::{Bulk, FetchError, Wanted};
+use crate::store::DiskStore;
+
+/// Fetches packs as the machine wants them, no more bytes a second than that; until the machine ends.
+pub(crate) async fn pull_all(
+    bulk: Bulk,
+    mut pulls: mpsc::UnboundedReceiver<Pull>,
+    rate: Option<NonZeroU64>,
+) {
+    let mut fetching = JoinSet::new();
+    let mut not_before = tokio::time::Instant::now();
+    loop {
+        // The machine wants no more at once; this is the belt to its braces.
+        while fetching.len() >= PULLS_MAX {
+            fetching.join_next().await;
+        }
+        let Some(pull) = pulls.recv().await else {
+            return;
+        };
+        tokio::time::sleep_until(not_before).await;
+        if let Some(rate) = rate {
+            let takes = Duration::from_secs_f64(pull.bytes as f64 / rate.get() as f64);
+            not_before = not_before.max(tokio::time::Instant::now()) + takes;
+        }
+        let bulk = bulk.clone();
+        fetching.spawn(async move {
+            let pack = pull.pack;
+            let how = fetch(&bulk, pull).await;
+            if how == Pulled::Came {
+                let (added, removed) = (vec![pack], Vec::new());
+                bulk.asker.input(Input::Kept { added, removed });
+            }
+            bulk.asker.input(Input::Pulled { pack, how });
+        });
+    }
+}
+
+async fn fetch(bulk: &Bulk, pull: Pull) -> Pulled {
+    let pack = pull.pack;
+    let wanted = Wanted {
+        pack,
+        bytes: pull.bytes,
+        sources: pull.sources,
+        blocks: 0,
+        wanted: 0,
+    };
+    let fetched = bulk
+        .fetch(vec![wanted], Keep::Kept, &AtomicBool::new(false))
+        .await;
+    let failed = |error: &StoreError| {
+        tracing::debug!(%pack, %error, "a pack that should be here is not kept");
+        if error.is_full() {
+            Pulled::NoRoom
+        } else {
+            Pulled::Failed
+        }
+    };
+    if let Err(FetchError::Store(error)) = &fetched {
+        return failed(error);
+    }
+    // It may have been here as one that goes first when room is needed.
+    let store = bulk.store.clone();
+    let kept = tokio::task::spawn_blocking(move || keep(&store, &pack)).await;
+    match kept {
+        Ok(Ok(true)) => Pulled::Came,
+        Ok(Ok(false)) | Err(_) => Pulled::Failed,
+        Ok(Err(error)) => failed(&error),
+    }
+}
+
+/// Keeps a pack that is here; whether it is.
+fn keep(store: &DiskStore, pack: &PackId) -> Result<bool, StoreError> {
+    let info = store.index().info(pack);
+    let here = info
+        .map_err(|source| StoreError::Index { source })?
+        .is_some();
+    if here && store.keep_of(pack) == Keep::Cached {
+        store.keep(pack)?;
+    }
+    Ok(here)
+}
+
+/// Packs that lie here to stay, and are others' business.
+pub(crate) fn kept(store: &DiskStore) -> Result<Vec<PackId>, StoreError> {
+    let packs = store.packs()?.into_iter();
+    let kept =
+        packs.filter(|(id, info)| info.class != Class::Public && store.keep_of(id) == Keep::Kept);
+    Ok(kept.map(|(id, _)| id).collect())
+}

@@ -1,0 +1,308 @@
+//! What is stored is kept by as many devices as the policy says, by itself.
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use kith_tests::{Kith, Place, noise, number, text, wait_until};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kith");
+/// Every device gives that much.
+const GIVES: [&str; 4] = ["--listen", "127.0.0.1", "--capacity", "1G"];
+
+/// A mesh of devices that are up and give room for packs; the first is the admin.
+fn mesh(place: &Place, names: &[&str]) -> Vec<Kith> {
+    let (first, _) = place.first(names[0]);
+    let mut devices = vec![first];
+    devices[0].up_with(&GIVES);
+    for name in &names[1..] {
+        let mut device = place.join(name, &devices[0]);
+        device.up_with(&GIVES);
+        devices.push(device);
+    }
+    for device in &devices {
+        wait_until("all are connected and have said what they give", || {
+            let known = device.ok(["devices"]).values();
+            let ready = |value: &Value| {
+                (value["connected"] == true || value["this"] == true)
+                    && value["capacity"] == 1 << 30
+                    && value["told"] == true
+            };
+            (known.len() == names.len() && known.iter().all(ready)).then_some(())
+        });
+    }
+    devices
+}
+
+/// Names of the devices that hold each pack of what stands there.
+fn holders(device: &Kith, what: &str) -> Vec<BTreeSet<String>> {
+    let packs = device.ok(["where", what]).values();
+    let named = |value: &Value| {
+        let held = value["held"].as_array().expect("holders");
+        let names = held.iter().map(|name| name.as_str().expect("a name"));
+        names.map(str::to_owned).collect()
+    };
+    packs.iter().map(named).collect()
+}
+
+fn verdict(device: &Kith) -> String {
+    text(&device.status()["keeping"], "verdict").to_owned()
+}
+
+fn wait_until_healthy(device: &Kith) {
+    wait_until("all is kept as often as it should be", || {
+        (verdict(device) == "healthy").then_some(())
+    });
+}
+
+#[test]
+fn what_is_put_is_kept_by_as_many_as_should_and_outlasts_them() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["desk", "attic", "cellar", "phone"]);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    let bytes = noise(1, 30 << 20);
+    let file = place.write("film", &bytes);
+    let file = file.to_str().expect("a path");
+    // On a device that holds by itself: the others fetch.
+    devices[0].ok(["put", file, "--wait", "replicated"]);
+    let kept = holders(&devices[0], "/film");
+    assert!(kept.len() >= 2, "two packs are full: {kept:?}");
+    for pack in &kept {
+        assert!(pack.contains("desk") && pack.len() >= 2, "{kept:?}");
+    }
+    let why = devices[0].ok(["why", "/film"]).values();
+    assert!(
+        why.iter()
+            .all(|pack| pack["waits"] == serde_json::json!([]))
+    );
+    wait_until_healthy(&devices[0]);
+    // Where it was put is gone for good: nothing is lost, and what is missing comes back by itself.
+    devices[0].kill();
+    devices.remove(0);
+    for device in &devices {
+        wait_until("it is seen that one is away", || {
+            let away = |value: &Value| value["name"] == "desk" && value["connected"] == false;
+            device
+                .ok(["devices"])
+                .values()
+                .iter()
+                .any(away)
+                .then_some(())
+        });
+        assert_eq!(device.cat("/film"), bytes);
+    }
+}
+
+#[test]
+fn a_device_that_stays_silent_is_replaced_unattended_and_welcomed_back() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["desk", "attic", "cellar"]);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    for device in ["attic", "cellar"] {
+        devices[0].ok(["device", "set", device, "--grace", "3s"]);
+    }
+    let bytes = noise(2, 3 << 20);
+    let file = place.write("notes", &bytes);
+    devices[0].ok([
+        "put",
+        file.to_str().expect("a path"),
+        "--wait",
+        "replicated",
+    ]);
+    wait_until_healthy(&devices[0]);
+    let kept = holders(&devices[0], "/notes");
+    let place_of = |name: &str| match name {
+        "attic" => 1,
+        _ => 2,
+    };
+    let gone = kept[0]
+        .iter()
+        .find(|name| *name != "desk")
+        .expect("another")
+        .clone();
+    let left = if gone == "attic" { "cellar" } else { "attic" };
+    devices[place_of(&gone)].kill();
+    let is_gone = |value: &Value| value["name"] == gone.as_str() && value["gone"] == true;
+    wait_until("it counts as gone", || {
+        let seen = devices[0].ok(["devices"]).values();
+        seen.iter().any(is_gone).then_some(())
+    });
+    wait_until("another takes its place", || {
+        let kept = holders(&devices[0], "/notes");
+        kept.iter().all(|pack| pack.contains(left)).then_some(())
+    });
+    wait_until_healthy(&devices[0]);
+    devices[place_of(&gone)].up_with(&GIVES);
+    wait_until("it counts again", || {
+        let seen = devices[0].ok(["devices"]).values();
+        (!seen.iter().any(is_gone)).then_some(())
+    });
+    wait_until_healthy(&devices[0]);
+    assert_eq!(devices[place_of(left)].cat("/notes"), bytes);
+}
+
+#[test]
+fn drained_and_lost_devices_are_replaced_at_once() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["desk", "attic", "cellar"]);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    let file = place.write("notes", noise(3, 2 << 20));
+    devices[0].ok([
+        "put",
+        file.to_str().expect("a path"),
+        "--wait",
+        "replicated",
+    ]);
+    devices[0].ok(["device", "drain", "desk"]);
+    // What the first holds counts no more: the other two have to hold it.
+    wait_until("all is taken over", || {
+        let kept = holders(&devices[0], "/notes");
+        let both = |pack: &BTreeSet<String>| pack.contains("attic") && pack.contains("cellar");
+        kept.iter().all(both).then_some(())
+    });
+    wait_until_healthy(&devices[1]);
+    devices[0].ok(["device", "stay", "desk"]);
+    devices[2].kill();
+    let said = devices[0].ok(["device", "lost", "cellar"]);
+    assert_eq!(said.values()[0]["leaving"], "lost");
+    wait_until("its copies count no more", || {
+        let seen = devices[1].ok(["devices"]).values();
+        let gone = |value: &Value| value["name"] == "cellar" && value["gone"] == true;
+        seen.iter().any(gone).then_some(())
+    });
+    wait_until_healthy(&devices[1]);
+    // Only an admin says so.
+    let refused = devices[1].fails(1, ["device", "lost", "desk"]);
+    assert!(
+        refused.failure_text().contains("not an admin"),
+        "{}",
+        refused.failure_text()
+    );
+}
+
+#[test]
+fn packs_stay_at_the_sites_that_were_named() {
+    let place = Place::new(PROGRAM);
+    let devices = mesh(&place, &["desk", "attic", "cloud"]);
+    for (device, site) in [("desk", "home"), ("attic", "home"), ("cloud", "elsewhere")] {
+        devices[0].ok(["device", "set", device, "--site", site]);
+    }
+    let sites = [
+        "policy",
+        "set",
+        "home",
+        "--replicas",
+        "2",
+        "--sites",
+        "home",
+    ];
+    devices[0].ok(sites);
+    for n in 0..4 {
+        let file = place.write(format!("file {n}"), noise(4 + n, 1 << 20));
+        devices[0].ok([
+            "put",
+            file.to_str().expect("a path"),
+            "--wait",
+            "replicated",
+        ]);
+    }
+    for n in 0..4 {
+        for pack in holders(&devices[0], &format!("/file {n}")) {
+            assert_eq!(pack, ["attic", "desk"].map(str::to_owned).into());
+        }
+    }
+    // It may read all the same.
+    assert_eq!(devices[2].cat("/file 0"), noise(4, 1 << 20));
+}
+
+#[test]
+fn policies_that_cannot_be_kept_are_refused_in_plain_words() {
+    let place = Place::new(PROGRAM);
+    let devices = mesh(&place, &["desk", "attic"]);
+    let refused = |args: &[&str]| devices[0].fails(2, args).failure_text();
+    let set = ["policy", "set", "home"];
+    let of = |more: &[&'static str]| [&set[..], more].concat();
+    let told = refused(&of(&["--erasure", "10+6"]));
+    assert!(
+        told.contains("2 holders cannot keep 10+6; best is 2 copies"),
+        "{told}"
+    );
+    let told = refused(&of(&["--erasure", "3+9"]));
+    assert!(told.contains("there is no 3+9"), "{told}");
+    let told = refused(&of(&["--auto", "--min-sites", "2"]));
+    assert!(
+        told.contains("holders are at 1 sites, and 2 are wanted"),
+        "{told}"
+    );
+    let told = refused(&of(&["--replicas", "2", "--sites", "a b"]));
+    assert!(told.contains("no name of a site"), "{told}");
+    let told = refused(&of(&["--auto", "--sites", "mars"]));
+    assert!(told.contains("no device may hold packs"), "{told}");
+    let told = devices[0]
+        .fails(1, ["policy", "set", "work", "--auto"])
+        .failure_text();
+    assert!(told.contains("there is no space"), "{told}");
+    let told = devices[1].fails(1, of(&["--replicas", "2"])).failure_text();
+    assert!(told.contains("only an admin"), "{told}");
+    let shown = devices[0].ok(["policy", "show"]).last();
+    assert_eq!(
+        (text(&shown, "redundancy"), &shown["copies"]),
+        ("auto", &Value::from(2))
+    );
+}
+
+#[test]
+fn one_device_merges_small_packs_and_the_others_follow() {
+    let place = Place::new(PROGRAM);
+    let devices = mesh(&place, &["desk", "attic"]);
+    let contents: Vec<Vec<u8>> = (0..9).map(|n| noise(20 + n, 100_000)).collect();
+    for (n, bytes) in contents.iter().enumerate() {
+        let file = place.write(format!("small {n}"), bytes);
+        devices[0].ok([
+            "put",
+            file.to_str().expect("a path"),
+            "--wait",
+            "replicated",
+        ]);
+    }
+    let collected = |device: &Kith| device.ok(["gc"]).event("collected");
+    let packs_of = |asked: &Kith, name: &str| {
+        let devices = asked.ok(["devices"]).values();
+        let named = devices.iter().find(|value| value["name"] == name);
+        number(named.expect("it is there"), "packs")
+    };
+    // They came to be on the other one: this one merges none of them.
+    let run = collected(&devices[1]);
+    assert_eq!(
+        (&run["merged"], &run["packs"]),
+        (&Value::from(0), &Value::from(9))
+    );
+    let run = collected(&devices[0]);
+    assert_eq!(
+        (&run["merged"], &run["dropped"]),
+        (&Value::from(9), &Value::from(9))
+    );
+    wait_until("what they were merged into is here too", || {
+        (packs_of(&devices[1], "attic") == 10).then_some(())
+    });
+    let run = collected(&devices[1]);
+    assert_eq!(
+        (&run["merged"], &run["dropped"]),
+        (&Value::from(0), &Value::from(9))
+    );
+    wait_until("both know that each holds the one pack", || {
+        let all = devices.iter().all(|device| {
+            ["desk", "attic"]
+                .iter()
+                .all(|name| packs_of(device, name) == 1)
+        });
+        all.then_some(())
+    });
+    for device in &devices {
+        wait_until_healthy(device);
+        for (n, bytes) in contents.iter().enumerate() {
+            assert_eq!(&device.cat(&format!("/small {n}")), bytes);
+        }
+    }
+    assert_eq!(holders(&devices[1], "/small 3").len(), 1);
+}
