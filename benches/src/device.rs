@@ -57,11 +57,21 @@ impl Served {
     /// # Errors
     /// If the process does not come up.
     pub fn start(program: &Path, home: &Path) -> io::Result<Self> {
+        // Packs come by themselves only where that is measured.
+        Self::start_with(program, home, &["--capacity", "0"])
+    }
+
+    /// The same with other arguments.
+    ///
+    /// # Errors
+    /// As [`Served::start`].
+    pub fn start_with(program: &Path, home: &Path, args: &[&str]) -> io::Result<Self> {
         let mut daemon = Command::new(program)
             .arg("--json")
             .arg("--home")
             .arg(home)
-            .args(["up", "--listen", "127.0.0.1", "--capacity", "0"])
+            .args(["up", "--listen", "127.0.0.1"])
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -22,10 +22,23 @@ use crate::warm;
 /// # Errors
 /// If one does not come up.
 pub fn mesh(program: &Path, folder: &Path, count: usize) -> io::Result<Vec<Served>> {
+    mesh_with(program, folder, count, &["--capacity", "0"])
+}
+
+/// The same, whose daemons are started with other arguments.
+///
+/// # Errors
+/// As [`mesh`].
+pub fn mesh_with(
+    program: &Path,
+    folder: &Path,
+    count: usize,
+    args: &[&str],
+) -> io::Result<Vec<Served>> {
     let home = |n: usize| folder.join(format!("device{n}"));
     let made = run(program, &home(0), &["init", "--name", "device0"])?;
     let words = made["words"].as_str().unwrap_or_default().to_owned();
-    let mut devices = vec![Served::start(program, &home(0))?];
+    let mut devices = vec![Served::start_with(program, &home(0), args)?];
     for n in 1..count {
         let mut join = Command::new(program);
         join.arg("--json").arg("--home").arg(home(n));
@@ -40,7 +53,7 @@ pub fn mesh(program: &Path, folder: &Path, count: usize) -> io::Result<Vec<Serve
         if !join.wait()?.success() {
             return Err(io::Error::other("a device did not join"));
         }
-        devices.push(Served::start(program, &home(n))?);
+        devices.push(Served::start_with(program, &home(n), args)?);
     }
     let until = Instant::now() + Duration::from_secs(60);
     for device in &devices {

@@ -11,6 +11,7 @@ pub mod kubo;
 pub mod packs;
 pub mod placing;
 pub mod program;
+pub mod repair;
 pub mod restic;
 pub mod simulate;
 pub mod small;

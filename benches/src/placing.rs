@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use kith_object::erasure::Scheme;
 use kith_object::id::{DeviceId, PackId};
+use kith_protocol::holdings::{HoldingTag, TagSet};
 use kith_protocol::placement::{Holder, Placement, Policy, Redundancy, SCHEMES};
 
-use crate::Measured;
+use crate::{Measured, peak_bytes};
 
 /// Devices over four sites, each with another capacity.
 fn holders(count: usize) -> Vec<Holder> {
@@ -81,6 +82,26 @@ pub fn code(pack: &[u8]) -> Vec<((u8, u8), Measured, Measured)> {
     SCHEMES.into_iter().map(measured).collect()
 }
 
+/// Bytes of memory that a million holdings of 16 devices take in another one.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn holdings_memory(each: u64) -> std::io::Result<u64> {
+    let before = peak_bytes("self")?;
+    let sets: Vec<TagSet> = (0..16)
+        .map(|device| {
+            let tags = (0..each).map(|n| {
+                let name = blake3::hash(&(device * each + n).to_le_bytes());
+                HoldingTag::of(name.as_bytes())
+            });
+            TagSet::of(tags.collect())
+        })
+        .collect();
+    let after = peak_bytes("self")?;
+    assert!(sets.iter().all(|set| set.len() as u64 == each));
+    Ok(after.saturating_sub(before))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +109,7 @@ mod tests {
     #[test]
     fn small_sizes_run() {
         place(100, 16, Redundancy::Erasure(4, 2));
+        holdings_memory(100).expect("the system tells");
         assert_eq!(code(&crate::kernels::random(300_000)).len(), SCHEMES.len());
     }
 }

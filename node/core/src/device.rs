@@ -1299,7 +1299,8 @@ impl Device {
         let changes = self.replica.take_catalogue_changes();
         self.upkeep.apply(changes);
         let changed = self.upkeep.packs_mut().take_changed();
-        self.keeper.packs_changed(self.now, changed);
+        let packs = self.upkeep.packs();
+        self.keeper.packs_changed(self.now, changed, packs);
     }
 
     fn follow_access(&mut self) {

@@ -12,11 +12,13 @@ use kith_protocol::holdings::{HoldingTag, Holdings};
 use kith_protocol::placement::{Placement, Policy, Redundancy};
 
 use crate::arrangement::{Giver, holders_of};
-use crate::packs::Packs;
+use crate::packs::{Packs, Stands};
 
 /// Packs that are looked at in one go, and the pause between two: a few percent of a core while something changes.
 const LOOK_MAX: usize = 128;
 const LOOK_PAUSE: Span = Span::from_ms(20);
+/// Packs that are found one by one when something changes about them; for more, all are looked at, a few at a time.
+const FEW: usize = 1024;
 /// How often it is judged who is gone.
 const JUDGE: Span = Span::from_secs(60);
 /// Packs that are fetched at a time.
@@ -26,6 +28,10 @@ const RETRY_FIRST: Span = Span::from_secs(60);
 const RETRY_MAX: Span = Span::from_secs(3600);
 /// Pause of everything after this disk had no room.
 const NO_ROOM_PAUSE: Span = Span::from_secs(600);
+/// So many times over what replaces a pack is looked for where that was replaced too.
+const REPLACED_DEEP: u8 = 4;
+/// And so many packs are looked at for that; a merge makes no more than a few.
+const REPLACED_MAX: usize = 1024;
 /// Devices that a pack is fetched from at once.
 const SOURCES_MAX: usize = 4;
 
@@ -85,6 +91,18 @@ pub struct Standing {
     pub leaving: Vec<DeviceId>,
     /// Copies that there should be.
     pub copies: usize,
+    /// Counted copies of what it was replaced by.
+    pub elsewhere: usize,
+    /// Whether it is to be kept, or was replaced and there is enough of that.
+    pub is_needed: bool,
+}
+
+impl Standing {
+    /// Whether there is as much of it as there should be.
+    pub fn is_kept(&self) -> bool {
+        let counted = self.held.len().saturating_sub(self.leaving.len());
+        !self.is_needed || counted.saturating_add(self.elsewhere) >= self.copies
+    }
 }
 
 /// What is known of a pack that is not well kept.
@@ -181,24 +199,37 @@ impl Keeper {
     }
 
     /// Something was said of these packs.
-    pub(crate) fn packs_changed(&mut self, now: Time, packs: BTreeSet<PackId>) {
-        if !packs.is_empty() {
+    pub(crate) fn packs_changed(&mut self, now: Time, changed: BTreeSet<PackId>, packs: &Packs) {
+        if !changed.is_empty() {
             self.judge_due.get_or_insert(now);
-            self.changed.extend(packs);
-            self.look_soon(now);
+            // At a start all are new.
+            match packs.with_replaced(changed, FEW) {
+                Some(mut concerned) => {
+                    self.changed.append(&mut concerned);
+                    self.look_soon(now);
+                }
+                None => self.look_at_all(now),
+            }
         }
     }
 
     /// Holders of these came or went.
     pub(crate) fn holdings_changed(&mut self, now: Time, tags: &[HoldingTag], packs: &Packs) {
+        if tags.len() > FEW {
+            self.look_at_all(now);
+            return;
+        }
         for tag in tags {
             let mut first = [0; 32];
             if let Some(start) = first.first_chunk_mut() {
                 *start = tag.0.to_be_bytes();
             }
             let named = packs.from(PackId(first));
-            self.changed
-                .extend(named.take_while(|pack| HoldingTag::from(*pack) == *tag));
+            let named = named.take_while(|pack| HoldingTag::from(*pack) == *tag);
+            match packs.with_replaced(named.collect(), FEW) {
+                Some(mut concerned) => self.changed.append(&mut concerned),
+                None => return self.look_at_all(now),
+            }
         }
         if !tags.is_empty() {
             self.look_soon(now);
@@ -208,7 +239,9 @@ impl Keeper {
     /// A device came or went: what is wanted here may be in reach now, or no more.
     pub(crate) fn reach_changed(&mut self, now: Time) {
         self.judge_due = self.judge_due.map(|due| due.min(now));
-        if !self.wants.is_empty() {
+        if self.wants.len() > FEW {
+            self.look_at_all(now);
+        } else if !self.wants.is_empty() {
             self.changed.extend(self.wants.keys());
             self.look_soon(now);
         }
@@ -249,8 +282,10 @@ impl Keeper {
     pub(crate) fn next_due(&self) -> Option<Time> {
         let retry = self.later.first().map(|(due, _)| *due);
         let retry = retry.filter(|_| self.pulling.len() < PULLS_MAX);
-        let retry = retry.map(|due| due.max(self.no_room_until.unwrap_or_default()));
-        [self.judge_due, self.look_due, retry]
+        let rested = self.no_room_until.unwrap_or_default();
+        let retry = retry.map(|due| due.max(rested));
+        let rest = self.no_room_until.filter(|_| !self.ready.is_empty());
+        [self.judge_due, self.look_due, retry, rest]
             .into_iter()
             .flatten()
             .min()
@@ -298,7 +333,11 @@ impl Keeper {
         let leaving = held
             .iter()
             .filter(|device| self.uncounted.contains(*device));
+        let needed = self.needed(pack, view);
         Standing {
+            elsewhere: needed.map_or(0, |(_, elsewhere)| elsewhere),
+            // What the catalogue does not know yet is to be kept as well.
+            is_needed: needed.is_some() || view.packs.stands(pack, view.access).is_none(),
             leaving: leaving.copied().collect(),
             placed: self.placed(pack),
             copies: self.copies(),
@@ -356,6 +395,12 @@ impl Keeper {
         placed
     }
 
+    /// Begins a round through all packs.
+    fn look_at_all(&mut self, now: Time) {
+        self.round = Some(PackId::default());
+        self.look_soon(now);
+    }
+
     fn look_soon(&mut self, now: Time) {
         self.look_due.get_or_insert(now);
     }
@@ -379,8 +424,7 @@ impl Keeper {
             .filter(|(device, _)| !self.uncounted.contains(*device));
         self.placement = Placement::as_far_as_possible(&holders_of(there), &self.policy).ok();
         self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
-        self.round = Some(PackId::default());
-        self.look_soon(now);
+        self.look_at_all(now);
     }
 
     /// Whether there is nothing to judge for: no pack, and nobody who gives room.
@@ -436,7 +480,7 @@ impl Keeper {
             }
             if self.round.is_none() {
                 // Of what nothing is said any more is not met on the way.
-                let live = |pack: &&PackId| view.packs.live(pack, view.access).is_some();
+                let live = |pack: &&PackId| view.packs.stands(pack, view.access).is_some();
                 let gone = self.live.iter().filter(|pack| !live(pack));
                 let gone: Vec<PackId> = gone.copied().collect();
                 self.changed.extend(gone);
@@ -453,13 +497,14 @@ impl Keeper {
             self.later.remove(&(want.due, pack));
         }
         self.weak.remove(&pack);
-        let Some(bytes) = view.packs.live(&pack, view.access) else {
+        let Some((bytes, elsewhere)) = self.needed(&pack, view) else {
             self.live.remove(&pack);
             return;
         };
         self.live.insert(pack);
         let tag = HoldingTag::from(pack);
-        let (mut copies, mut any, mut in_reach, mut all_told) = (0, false, false, true);
+        let (mut copies, mut any) = (elsewhere, elsewhere > 0);
+        let (mut in_reach, mut all_told) = (false, true);
         let mut is_here = false;
         for device in self.givers.keys() {
             let Some(set) = view.holdings.of(device) else {
@@ -481,7 +526,9 @@ impl Keeper {
             };
             self.weak.insert(pack, weak);
         }
-        if is_here || !self.placed(&pack).contains(&self.me) {
+        // One that was replaced is fetched only if that is not enough.
+        let is_enough = elsewhere > 0 && copies >= self.copies();
+        if is_here || is_enough || !self.placed(&pack).contains(&self.me) {
             return;
         }
         let mut want = Want {
@@ -505,9 +552,62 @@ impl Keeper {
         }
     }
 
+    /// The length of a pack that is to be kept, and how many counted copies there are of what it was replaced by. One that was retired is to be kept as long as
+    /// there are not enough of these: whoever retired it may have been the only one that had them, and be gone.
+    fn needed(&self, pack: &PackId, view: View<'_>) -> Option<(u64, usize)> {
+        let (stands, bytes) = view.packs.stands(pack, view.access)?;
+        let Stands::Retired(_) = stands else {
+            // Nobody misses one that nobody holds, if all that it was to replace is held.
+            let replaced: Vec<&PackId> = view.packs.replaced_by(pack).collect();
+            let is_held = |pack: &PackId| self.held(pack, view, false) > 0;
+            let spare = !replaced.is_empty()
+                && !is_held(pack)
+                && replaced.iter().all(|replaced| is_held(replaced));
+            return (!spare).then_some((bytes, 0));
+        };
+        let mut looks = REPLACED_MAX;
+        let elsewhere = self.replacing(pack, view, REPLACED_DEEP, &mut looks);
+        (elsewhere < self.copies()).then_some((bytes, elsewhere))
+    }
+
+    /// How many counted copies there are at least of what a pack was replaced by; as many as there may be if it was replaced by nothing. None where that would take
+    /// too many `looks`, so that nobody keeps this device busy with what it says replaces what.
+    fn replacing(&self, pack: &PackId, view: View<'_>, deep: u8, looks: &mut usize) -> usize {
+        let stands = view.packs.stands(pack, view.access);
+        let Some((Stands::Retired(replacements), _)) = stands else {
+            return 0;
+        };
+        let mut least = usize::MAX;
+        for replacement in replacements {
+            let Some(left) = looks.checked_sub(1) else {
+                return 0;
+            };
+            *looks = left;
+            let further = match deep.checked_sub(1) {
+                Some(deep) => self.replacing(replacement, view, deep, looks),
+                None => 0,
+            };
+            let copies = self.held(replacement, view, true).saturating_add(further);
+            least = least.min(copies);
+        }
+        least
+    }
+
+    /// How many devices hold a pack: all, or those that count.
+    fn held(&self, pack: &PackId, view: View<'_>, counted: bool) -> usize {
+        let tag = HoldingTag::from(*pack);
+        let holds = |device: &&DeviceId| {
+            let set = view.holdings.of(device);
+            set.is_some_and(|set| set.contains(tag))
+                && !(counted && self.uncounted.contains(*device))
+        };
+        self.givers.keys().filter(holds).count()
+    }
+
     fn next_pulls(&mut self, now: Time, view: View<'_>) -> Vec<Pull> {
-        if self.no_room_until.is_some_and(|until| until > now) {
-            return Vec::new();
+        match self.no_room_until {
+            Some(until) if until > now => return Vec::new(),
+            _ => self.no_room_until = None,
         }
         while let Some((due, pack)) = self.later.first().copied() {
             if due > now {
@@ -580,7 +680,7 @@ mod tests {
         keeper: Keeper,
         now: Time,
         stamp: u64,
-        entry: u8,
+        entry: u64,
         pulls: Vec<Pull>,
     }
 
@@ -654,10 +754,11 @@ mod tests {
         fn say(&mut self, record: &CatalogueRecord, hlc: u64) {
             self.entry += 1;
             let author = self.devices[0].id();
-            let entry = EntryId([self.entry; 32]);
+            let mut entry = EntryId([1; 32]);
+            entry.0[..8].copy_from_slice(&self.entry.to_le_bytes());
             self.packs.add(entry, author, Hlc(hlc), record);
             let changed = self.packs.take_changed();
-            self.keeper.packs_changed(self.now, changed);
+            self.keeper.packs_changed(self.now, changed, &self.packs);
         }
 
         fn born(&mut self, n: usize, hlc: u64) {
@@ -671,9 +772,15 @@ mod tests {
         }
 
         fn retired(&mut self, n: usize, hlc: u64) {
+            self.replaced(n, &[], hlc);
+        }
+
+        fn replaced(&mut self, n: usize, by: &[usize], hlc: u64) {
+            let mut replacements: Vec<PackId> = by.iter().map(|n| pack(*n)).collect();
+            replacements.sort_unstable();
             let retired = Retired {
                 pack: pack(n),
-                replacements: Vec::new(),
+                replacements,
                 basis: Vec::new(),
                 left_out: Vec::new(),
             };
@@ -865,6 +972,127 @@ mod tests {
     }
 
     #[test]
+    fn what_was_merged_is_kept_until_there_is_enough_of_the_merge() {
+        let mut desk = Desk::new(3, 2);
+        let state = |desk: &Desk| {
+            let health = desk.keeper.health(desk.now);
+            (health.packs, health.at_risk, health.lost, health.wanted)
+        };
+        // Packs 0 and 1 lie on the second and the third; the third merges them into 2, and drops its own.
+        for n in [0, 1] {
+            desk.born(n, 5);
+        }
+        desk.holds(1, &[0, 1]);
+        desk.holds(2, &[0, 1]);
+        desk.connect(1, true);
+        desk.born(2, 6);
+        for n in [0, 1] {
+            desk.replaced(n, &[2], 6);
+        }
+        desk.holds(2, &[2]);
+        desk.settle();
+        // One copy of each and one of the merge: only that is to spread.
+        assert_eq!((state(&desk).0, state(&desk).1), (3, 1));
+        let wants = |desk: &Desk| desk.keeper.wants.keys().copied().collect::<BTreeSet<_>>();
+        assert!(wants(&desk).is_subset(&[pack(2)].into()));
+        // The third burns before anybody else has it: what was merged is repaired.
+        let id = desk.devices[2].id();
+        desk.givers.get_mut(&id).unwrap().leaving =
+            (Leaving::Lost, Hlc::new(desk.now + Span::from_secs(60), 0));
+        desk.arrange();
+        desk.settle();
+        assert!(wants(&desk).contains(&pack(0)) && wants(&desk).contains(&pack(1)));
+        assert_eq!(state(&desk).2, 0, "nothing is lost");
+        // Once this device and the second have the merge, they may go.
+        desk.holds(0, &[2]);
+        desk.holds(1, &[0, 1, 2]);
+        desk.settle();
+        assert_eq!(state(&desk), (1, 0, 0, 0));
+        // That nobody has the merge is no loss while all have what it was made of.
+        desk.holds(0, &[]);
+        desk.holds(1, &[0, 1]);
+        desk.holds(2, &[]);
+        desk.settle();
+        assert_eq!((state(&desk).0, state(&desk).2), (2, 0));
+    }
+
+    #[test]
+    fn packs_said_to_replace_each_other_in_a_ring_end_no_device() {
+        let mut desk = Desk::new(2, 2);
+        for n in 0..3 {
+            desk.born(n, 5);
+            desk.replaced(n, &[(n + 1) % 3], 6);
+        }
+        desk.holds(1, &[0]);
+        desk.connect(1, true);
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).lost, 0);
+        assert!(
+            desk.keeper.health(desk.now).packs > 0,
+            "what is held is not given up"
+        );
+    }
+
+    #[test]
+    fn what_is_said_to_replace_what_keeps_no_device_busy() {
+        let mut desk = Desk::new(2, 2);
+        let all: Vec<usize> = (0..300).collect();
+        for n in &all {
+            desk.born(*n, 5);
+            desk.replaced(*n, &all, 6);
+        }
+        desk.holds(1, &all);
+        desk.settle();
+        // Four times over all of them would be eight thousand million.
+        assert!(desk.keeper.needed(&pack(0), desk.view()).is_some());
+    }
+
+    #[test]
+    fn a_full_disk_is_tried_again_when_it_has_rested() {
+        let mut desk = Desk::new(2, 2);
+        for n in 0..3 {
+            desk.born(n, 5);
+        }
+        desk.holds(1, &[0, 1, 2]);
+        desk.connect(1, true);
+        desk.settle();
+        for pull in std::mem::take(&mut desk.pulls) {
+            desk.keeper.pulled(desk.now, pull.pack, Pulled::NoRoom);
+        }
+        desk.keeper.judge_due = None;
+        desk.settle();
+        let due = desk.keeper.next_due().unwrap();
+        assert!(due >= desk.now + Span::from_secs(599), "{due:?}");
+        desk.now = due;
+        desk.settle();
+        assert_eq!(desk.pulls.len(), PULLS_MAX);
+    }
+
+    #[test]
+    fn many_changes_at_once_are_looked_at_in_a_round() {
+        let mut desk = Desk::new(2, 2);
+        let many = FEW + 200;
+        for n in 0..many {
+            desk.born(n, 5);
+        }
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).lost, many);
+        desk.holds(1, &(0..many).collect::<Vec<_>>());
+        assert!(desk.keeper.changed.is_empty() && desk.keeper.round.is_some());
+        desk.connect(1, true);
+        desk.settle();
+        let health = desk.keeper.health(desk.now);
+        assert_eq!(
+            (health.at_risk, health.wanted, health.out_of_reach),
+            (many, many, 0)
+        );
+        desk.connect(1, false);
+        assert!(desk.keeper.changed.is_empty() && desk.keeper.round.is_some());
+        desk.settle();
+        assert_eq!(desk.keeper.health(desk.now).out_of_reach, many);
+    }
+
+    #[test]
     fn a_pack_that_nobody_holds_is_lost_only_once_all_have_told() {
         let mut desk = Desk::new(2, 2);
         desk.born(0, 5);
@@ -928,6 +1156,7 @@ mod tests {
             for n in 0..9 {
                 let standing = desk.keeper.standing(&pack(n), desk.view());
                 let live = desk.packs.live(&pack(n), &desk.access).is_some();
+                prop_assert_eq!(live, desk.keeper.live.contains(&pack(n)));
                 let wanted = live && !desk.me_holds(n) && standing.placed.contains(&desk.devices[0].id());
                 prop_assert_eq!(desk.keeper.wants.contains_key(&pack(n)), wanted, "pack {}", n);
                 let counted = standing.held.len() - standing.leaving.len();

@@ -15,13 +15,32 @@ use kith_object::time::Hlc;
 struct Pack {
     bytes: u64,
     born: Vec<(Hlc, EntryId, DeviceId)>,
-    retired: Vec<(Hlc, EntryId, DeviceId)>,
+    retired: Vec<Retirement>,
+}
+
+#[derive(Debug)]
+struct Retirement {
+    hlc: Hlc,
+    entry: EntryId,
+    author: DeviceId,
+    replacements: Vec<PackId>,
+}
+
+/// How it stands with a pack, as far as the catalogue goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stands<'a> {
+    /// It is to be kept.
+    Live,
+    /// A member has retired it, and said in which packs what is kept of it lies.
+    Retired(&'a [PackId]),
 }
 
 /// The fold of `born` and `retired`, whoever said it: a function of the set of those that count.
 #[derive(Debug, Default)]
 pub struct Packs {
     all: BTreeMap<PackId, Pack>,
+    /// Of each pack, those that it replaces, whoever said so.
+    replaced: BTreeMap<PackId, BTreeSet<PackId>>,
     /// Packs of which something was said or taken back since the last look.
     changed: BTreeSet<PackId>,
 }
@@ -49,8 +68,17 @@ impl Packs {
                 }
             }
             CatalogueRecord::Retired(retired) => {
+                for replacement in &retired.replacements {
+                    let replaced = self.replaced.entry(*replacement).or_default();
+                    replaced.insert(retired.pack);
+                }
                 let pack = self.all.entry(retired.pack).or_default();
-                pack.retired.push((hlc, entry, author));
+                pack.retired.push(Retirement {
+                    hlc,
+                    entry,
+                    author,
+                    replacements: retired.replacements.clone(),
+                });
                 self.changed.insert(retired.pack);
             }
             _ => {}
@@ -63,21 +91,65 @@ impl Packs {
         self.all.retain(|id, pack| {
             let said = pack.born.len() + pack.retired.len();
             pack.born.retain(|(_, by, _)| by != entry);
-            pack.retired.retain(|(_, by, _)| by != entry);
+            pack.retired.retain(|retirement| retirement.entry != *entry);
             if pack.born.len() + pack.retired.len() != said {
                 changed.insert(*id);
             }
             !pack.born.is_empty() || !pack.retired.is_empty()
         });
+        let all = &self.all;
+        self.replaced.retain(|by, replaced| {
+            replaced.retain(|id| {
+                let retired = all.get(id).into_iter().flat_map(|pack| &pack.retired);
+                retired.into_iter().any(|one| one.replacements.contains(by))
+            });
+            !replaced.is_empty()
+        });
     }
 
-    /// The length of a pack that is to be kept: it came to be, and nobody who may has retired it since.
-    pub fn live(&self, id: &PackId, access: &Access) -> Option<u64> {
+    /// How it stands with a pack that came to be, and its length.
+    pub fn stands(&self, id: &PackId, access: &Access) -> Option<(Stands<'_>, u64)> {
         let pack = self.all.get(id)?;
         let born = pack.born.iter().map(|(hlc, _, _)| *hlc).max()?;
         let retired = pack.retired.iter();
-        let mut standing = retired.filter(|(hlc, _, by)| *hlc >= born && access.is_member(by));
-        standing.next().is_none().then_some(pack.bytes)
+        // Of several that stand the first, so that all go by the same.
+        let standing = retired
+            .filter(|one| one.hlc >= born && access.is_member(&one.author))
+            .min_by_key(|one| (one.hlc, one.entry));
+        let stands = standing.map_or(Stands::Live, |one| Stands::Retired(&one.replacements));
+        Some((stands, pack.bytes))
+    }
+
+    /// The length of a pack that came to be and that nobody who may has retired since.
+    pub fn live(&self, id: &PackId, access: &Access) -> Option<u64> {
+        let (stands, bytes) = self.stands(id, access)?;
+        (stands == Stands::Live).then_some(bytes)
+    }
+
+    /// Packs that a pack replaces, whoever said so.
+    pub fn replaced_by(&self, id: &PackId) -> impl Iterator<Item = &PackId> {
+        self.replaced.get(id).into_iter().flatten()
+    }
+
+    /// These, and all whose standing may hang on theirs: what they replace, and what that replaces. None if there are more than that.
+    pub(crate) fn with_replaced(
+        &self,
+        packs: BTreeSet<PackId>,
+        most: usize,
+    ) -> Option<BTreeSet<PackId>> {
+        let mut todo: Vec<PackId> = packs.iter().copied().collect();
+        let mut all = packs;
+        while let Some(pack) = todo.pop() {
+            for replaced in self.replaced_by(&pack) {
+                if all.insert(*replaced) {
+                    todo.push(*replaced);
+                }
+                if all.len() > most {
+                    return None;
+                }
+            }
+        }
+        Some(all)
     }
 
     /// Whether anybody has retired a pack.

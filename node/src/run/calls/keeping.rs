@@ -178,27 +178,14 @@ impl Node {
             return Err(Failure::new(FailureKind::Failed, doing())
                 .hint("start the daemon with `kith up`: others fetch it from there"));
         }
-        let mut packs = BTreeSet::new();
-        for what in what {
-            self.close_packs(doing()).await?;
-            let found = self.lies_in(what, tell).await?;
-            packs.extend(found.packs.into_keys());
-            if found.missing > 0 {
-                let text = format!(
-                    "{}: {} blocks are nowhere within reach",
-                    doing(),
-                    found.missing
-                );
-                return Err(Failure::new(FailureKind::Unreachable, text));
-            }
-        }
+        self.close_packs(doing()).await?;
+        let packs = Arc::new(self.all_lie_in(what, doing(), tell).await?);
         let total = packs_len(packs.len());
-        let packs = Arc::new(packs);
         loop {
             let all = packs.clone();
             let done = self
                 .look(move |device| {
-                    let kept = |pack: &&PackId| is_kept(&device.standing(pack));
+                    let kept = |pack: &&PackId| device.standing(pack).is_kept();
                     packs_len(all.iter().filter(kept).count())
                 })
                 .await?;
@@ -211,14 +198,35 @@ impl Node {
                 files: done,
             };
             let _ = tell.try_send((progress, Bytes::new()));
-            // Nobody waits any more once the client has gone.
-            if tokio::time::timeout(LOOK_EVERY, tell.closed())
-                .await
-                .is_ok()
-            {
-                return Err(Failure::new(FailureKind::Failed, doing()));
+            self.unless_gone(doing(), tell).await?;
+        }
+    }
+
+    /// Waits a while; fails if nobody waits any more because the client has gone.
+    async fn unless_gone(&self, doing: &str, tell: &Teller) -> Result<(), Failure> {
+        match tokio::time::timeout(LOOK_EVERY, tell.closed()).await {
+            Ok(()) => Err(Failure::new(FailureKind::Failed, doing)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// In which packs these objects lie; all of them have to be within reach.
+    async fn all_lie_in(
+        &self,
+        what: &[What],
+        doing: &str,
+        tell: &Teller,
+    ) -> Result<BTreeSet<PackId>, Failure> {
+        let mut packs = BTreeSet::new();
+        for what in what {
+            let found = self.lies_in(what, tell).await?;
+            packs.extend(found.packs.into_keys());
+            if found.missing > 0 {
+                let text = format!("{doing}: {} blocks are nowhere within reach", found.missing);
+                return Err(Failure::new(FailureKind::Unreachable, text));
             }
         }
+        Ok(packs)
     }
 
     /// Closes what is open and says so, so that others may fetch it.
@@ -266,11 +274,6 @@ fn roots(item: &Item) -> Vec<whereabouts::Root> {
     }
 }
 
-/// Whether as many hold it as should.
-fn is_kept(standing: &Standing) -> bool {
-    standing.held.len() - standing.leaving.len() >= standing.copies
-}
-
 fn where_event(device: &Device, pack: &PackId, blocks: u64) -> Event {
     let standing = device.standing(pack);
     let name = |id: &DeviceId| device_name(device, id);
@@ -287,7 +290,7 @@ fn where_event(device: &Device, pack: &PackId, blocks: u64) -> Event {
 /// What is being waited for, in sentences.
 fn waits(device: &Device, standing: &Standing) -> Vec<String> {
     let mut waits = Vec::new();
-    if is_kept(standing) {
+    if standing.is_kept() {
         return waits;
     }
     let name = |id: &DeviceId| device_name(device, id);

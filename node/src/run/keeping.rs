@@ -1,0 +1,86 @@
+//! What this device says of itself as a holder: what it gives, and what it holds.
+//!
+//! Spec: `protocol/spec/upkeep.md`, "Records"; `protocol/spec/holdings.md`.
+
+use std::collections::BTreeSet;
+
+use kith_core::device::{Command, Device, Input};
+use kith_crdt::catalogue::HolderRecord;
+use kith_object::disk::Disk;
+use kith_protocol::record::Subject;
+
+use super::{HOLDINGS_FILE, Node};
+use crate::config::fresh_rng;
+
+impl Node {
+    /// Says to the machine what this device holds, so that others know of it.
+    pub(super) async fn tell_holdings(&self) {
+        let (store, pins) = (self.store.clone(), self.pins.clone());
+        let held = tokio::task::spawn_blocking(move || {
+            let mut held = BTreeSet::new();
+            match store.packs() {
+                Ok(packs) => held.extend(packs.into_iter().map(|(id, _)| Subject::Pack(id))),
+                Err(error) => tracing::debug!(%error, "packs not announced"),
+            }
+            if let Ok(pins) = pins.read() {
+                held.extend(pins.all().map(|pin| Subject::Root(pin.link.cid())));
+            }
+            // As long as it is not known what is here, nothing is said of it.
+            let kept = crate::upkeep::kept(&store);
+            let kept = kept.inspect_err(|error| tracing::warn!(%error, "packs are not counted"));
+            Some((held, kept.ok()?))
+        });
+        if let Ok(Some((subjects, kept))) = held.await {
+            self.asker.input(Input::Holds { subjects, kept });
+        }
+    }
+
+    /// Says what this device gives for packs, unless it was said, or as the owner wants it with this start; whether that is done.
+    pub(super) async fn offer(&self, capacity: Option<u64>) -> bool {
+        let me = self.identity.keys.id();
+        let said = move |device: &Device| {
+            let given = device.keeper().givers().get(&me).cloned();
+            (given.unwrap_or_default(), device.is_settled())
+        };
+        let Some((said, true)) = self.asker.look(said).await else {
+            return false;
+        };
+        let wanted = match capacity {
+            None if said.is_said => return true,
+            None => {
+                let disk = self.store.disk().size().unwrap_or(0);
+                self.settings.quota.unwrap_or(disk)
+            }
+            Some(capacity) => capacity,
+        };
+        if said.capacity == wanted {
+            return true;
+        }
+        let holder = HolderRecord {
+            device: me,
+            capacity: wanted,
+            grace: u32::try_from(said.grace.as_ms() / 1000).unwrap_or(u32::MAX),
+            site: said.site,
+        };
+        let told = self.asker.command(Command::SetHolder(holder)).await;
+        if let Err(error) = &told {
+            tracing::debug!(%error, "what this device gives for packs is not said yet");
+        }
+        told.is_ok()
+    }
+
+    /// Writes what is known of other devices' holdings.
+    pub(super) async fn keep_holdings(&self) {
+        let encode = |device: &Device| device.holdings().encode();
+        let Some(holdings) = self.asker.look(encode).await else {
+            return;
+        };
+        let (home, keys) = (self.home.clone(), self.identity.keys.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            home.write_sealed(HOLDINGS_FILE, &keys, &mut fresh_rng(), &holdings)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "what other devices hold is not kept");
+        }
+    }
+}
