@@ -9,7 +9,7 @@ use std::time::Duration;
 use kith_core::device::Input;
 use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
 use kith_object::id::PackId;
-use kith_object::index::Index;
+use kith_object::index::{Index, PackInfo};
 use kith_object::pack::Class;
 use kith_object::store::{Keep, StoreError};
 use tokio::sync::mpsc;
@@ -98,9 +98,9 @@ fn keep(store: &DiskStore, pack: &PackId) -> Result<bool, StoreError> {
 }
 
 /// Packs that lie here to stay, and are others' business.
-pub(crate) fn kept(store: &DiskStore) -> Result<Vec<PackId>, StoreError> {
-    let packs = store.packs()?.into_iter();
+pub(crate) fn kept(store: &DiskStore, packs: &[(PackId, PackInfo)]) -> Vec<PackId> {
+    let packs = packs.iter();
     let kept =
         packs.filter(|(id, info)| info.class != Class::Public && store.keep_of(id) == Keep::Kept);
-    Ok(kept.map(|(id, _)| id).collect())
+    kept.map(|(id, _)| *id).collect()
 }

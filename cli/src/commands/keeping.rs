@@ -79,34 +79,51 @@ fn told(output: &mut Output, text: &str) -> std::io::Result<()> {
     output.raw(text.as_bytes())
 }
 
+/// In which packs an object lies; programs are told each.
+async fn places(
+    home: &Home,
+    typed: &OsStr,
+    output: &mut Output,
+    mut each: impl FnMut(&Event),
+) -> Result<(), CommandError> {
+    let request = Request::Where { what: what(typed) };
+    let mut call = session::call(home, request, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        if let Event::Where { .. } = &event {
+            each(&event);
+            output.result(&event, String::new)?;
+        }
+    }
+    Ok(())
+}
+
 /// Which devices hold an object.
 pub(crate) async fn holders(
     home: &Home,
     typed: &OsStr,
     output: &mut Output,
 ) -> Result<(), CommandError> {
-    let request = Request::Where { what: what(typed) };
-    let mut call = session::call(home, request, no_input()).await?;
     let (mut packs, mut holders, mut nowhere) = (0_u64, BTreeMap::new(), Vec::new());
-    while let Some((event, _)) = call.next().await? {
-        if let Event::Where {
+    places(home, typed, output, |event| {
+        let Event::Where {
             pack,
             blocks,
             held,
             waits,
             ..
-        } = &event
-        {
-            match pack {
-                Some(_) => packs += 1,
-                None => nowhere.push(format!("{blocks} blocks: {}\n", waits.join("; "))),
-            }
-            for holder in held {
-                *holders.entry(holder.clone()).or_insert(0_u64) += 1;
-            }
-            output.result(&event, String::new)?;
+        } = event
+        else {
+            return;
+        };
+        match pack {
+            Some(_) => packs += 1,
+            None => nowhere.push(format!("{blocks} blocks: {}\n", waits.join("; "))),
         }
-    }
+        for holder in held {
+            *holders.entry(holder.clone()).or_insert(0_u64) += 1;
+        }
+    })
+    .await?;
     for (name, holds) in holders {
         let share = if holds == packs {
             "all of it".to_owned()
@@ -127,18 +144,16 @@ pub(crate) async fn why(
     typed: &OsStr,
     output: &mut Output,
 ) -> Result<(), CommandError> {
-    let request = Request::Where { what: what(typed) };
-    let mut call = session::call(home, request, no_input()).await?;
     let (mut packs, mut reasons) = (0_u64, BTreeMap::new());
-    while let Some((event, _)) = call.next().await? {
-        if let Event::Where { waits, .. } = &event {
+    places(home, typed, output, |event| {
+        if let Event::Where { waits, .. } = event {
             packs += 1;
             for wait in waits {
                 *reasons.entry(wait.clone()).or_insert(0_u64) += 1;
             }
-            output.result(&event, String::new)?;
         }
-    }
+    })
+    .await?;
     if reasons.is_empty() {
         told(
             output,

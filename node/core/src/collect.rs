@@ -292,6 +292,11 @@ pub fn take_back<D: Disk, I: Index>(store: &Store<D, I>, retired: &[Retired]) {
     }
 }
 
+/// Whether no walk reaches a block; without any, all are as good as reached.
+fn is_garbage(walks: &[Arc<Reached>], cid: &Cid) -> bool {
+    !walks.is_empty() && !walks.iter().any(|reached| reached.has(cid))
+}
+
 /// Drops a ripe pack if it is here and nobody relies on it; answers the bytes that are free again.
 ///
 /// `left_out` are the blocks that its retirements leave out; one that is reached after all, by any of these walks, is copied first. Without a walk, all are.
@@ -309,8 +314,7 @@ pub fn drop_ripe<D: Disk, I: Index>(
     }
     let may_go = |cid: &Cid| {
         // Retirements do not name what is public: it is this device's alone.
-        let is_left_out = cid.digest().is_none_or(|digest| left_out.contains(&digest));
-        is_left_out && !walks.is_empty() && !walks.iter().any(|reached| reached.has(cid))
+        cid.digest().is_none_or(|digest| left_out.contains(&digest)) && is_garbage(walks, cid)
     };
     if walks.is_empty() {
         // What a retirement leaves out of what is public is not known, and not copied for that.
@@ -336,13 +340,12 @@ pub fn drop_superseded<D: Disk, I: Index>(
     if !store.mark_retired(pack) {
         return Ok(None);
     }
-    let reached = |cid: &Cid| walks.iter().any(|reached| reached.has(cid));
     for block in store.pack_blocks(pack)? {
         let is_left_out = block
             .cid
             .digest()
             .is_some_and(|digest| left_out.contains(&digest));
-        let may_go = is_left_out && !walks.is_empty() && !reached(&block.cid);
+        let may_go = is_left_out && is_garbage(walks, &block.cid);
         if !may_go && !store.lies_live(&block.cid)? {
             return Ok(None);
         }

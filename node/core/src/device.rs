@@ -1074,7 +1074,7 @@ impl Device {
         if !retention.is_valid() {
             return Err(CommandError::NoDays);
         }
-        if self.access().role(&self.me) != Some(Role::Admin) {
+        if !self.is_admin() {
             return Err(CommandError::NotAdmin);
         }
         self.tell_catalogue(vec![CatalogueRecord::Retention(retention)])?;

@@ -324,12 +324,7 @@ impl Keeper {
 
     /// What there is of a pack.
     pub(crate) fn standing(&self, pack: &PackId, view: View<'_>) -> Standing {
-        let tag = HoldingTag::from(*pack);
-        let holds = |device: &&DeviceId| {
-            let set = view.holdings.of(device);
-            set.is_some_and(|set| set.contains(tag))
-        };
-        let held: Vec<DeviceId> = self.givers.keys().filter(holds).copied().collect();
+        let held: Vec<DeviceId> = self.holders(pack, view).collect();
         let leaving = held
             .iter()
             .filter(|device| self.uncounted.contains(*device));
@@ -407,24 +402,22 @@ impl Keeper {
 
     /// Judges who is gone, and places anew if that has changed.
     fn judge(&mut self, now: Time, view: View<'_>, anew: bool) {
-        self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
         let uncounted: BTreeSet<DeviceId> = self
             .givers
             .iter()
             .filter(|(device, giver)| !self.counts(device, giver, now, view))
             .map(|(device, _)| *device)
             .collect();
-        if uncounted == self.uncounted && !anew {
-            return;
+        if uncounted != self.uncounted || anew {
+            self.uncounted = uncounted;
+            let there = self
+                .givers
+                .iter()
+                .filter(|(device, _)| !self.uncounted.contains(*device));
+            self.placement = Placement::as_far_as_possible(&holders_of(there), &self.policy).ok();
+            self.look_at_all(now);
         }
-        self.uncounted = uncounted;
-        let there = self
-            .givers
-            .iter()
-            .filter(|(device, _)| !self.uncounted.contains(*device));
-        self.placement = Placement::as_far_as_possible(&holders_of(there), &self.policy).ok();
         self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
-        self.look_at_all(now);
     }
 
     /// Whether there is nothing to judge for: no pack, and nobody who gives room.
@@ -502,27 +495,18 @@ impl Keeper {
             return;
         };
         self.live.insert(pack);
-        let tag = HoldingTag::from(pack);
-        let (mut copies, mut any) = (elsewhere, elsewhere > 0);
-        let (mut in_reach, mut all_told) = (false, true);
-        let mut is_here = false;
-        for device in self.givers.keys() {
-            let Some(set) = view.holdings.of(device) else {
-                all_told = false;
-                continue;
-            };
-            if set.contains(tag) {
-                any = true;
-                copies += usize::from(!self.uncounted.contains(device));
-                in_reach |= view.connected.contains(device);
-                is_here |= *device == self.me;
-            }
-        }
+        let held: Vec<DeviceId> = self.holders(&pack, view).collect();
+        let copies = elsewhere + self.counted(&held);
+        let in_reach = held.iter().any(|device| view.connected.contains(device));
+        let is_here = held.contains(&self.me);
         if copies < self.copies() {
-            let weak = match (any, all_told) {
-                (true, _) => Weak::AtRisk,
-                (false, true) => Weak::Lost,
-                (false, false) => Weak::Unheard,
+            let has_told = |device: &DeviceId| view.holdings.of(device).is_some();
+            let weak = if elsewhere > 0 || !held.is_empty() {
+                Weak::AtRisk
+            } else if self.givers.keys().all(has_told) {
+                Weak::Lost
+            } else {
+                Weak::Unheard
             };
             self.weak.insert(pack, weak);
         }
@@ -559,7 +543,7 @@ impl Keeper {
         let Stands::Retired(_) = stands else {
             // Nobody misses one that nobody holds, if all that it was to replace is held.
             let replaced: Vec<&PackId> = view.packs.replaced_by(pack).collect();
-            let is_held = |pack: &PackId| self.held(pack, view, false) > 0;
+            let is_held = |pack: &PackId| self.holders(pack, view).next().is_some();
             let spare = !replaced.is_empty()
                 && !is_held(pack)
                 && replaced.iter().all(|replaced| is_held(replaced));
@@ -570,7 +554,7 @@ impl Keeper {
         (elsewhere < self.copies()).then_some((bytes, elsewhere))
     }
 
-    /// How many counted copies there are at least of what a pack was replaced by; as many as there may be if it was replaced by nothing. None where that would take
+    /// How many counted copies there are at least of what a pack was replaced by; as many as there may be if it was replaced by nothing. 0 where that would take
     /// too many `looks`, so that nobody keeps this device busy with what it says replaces what.
     fn replacing(&self, pack: &PackId, view: View<'_>, deep: u8, looks: &mut usize) -> usize {
         let stands = view.packs.stands(pack, view.access);
@@ -587,21 +571,31 @@ impl Keeper {
                 Some(deep) => self.replacing(replacement, view, deep, looks),
                 None => 0,
             };
-            let copies = self.held(replacement, view, true).saturating_add(further);
+            let held: Vec<DeviceId> = self.holders(replacement, view).collect();
+            let copies = self.counted(&held).saturating_add(further);
             least = least.min(copies);
         }
         least
     }
 
-    /// How many devices hold a pack: all, or those that count.
-    fn held(&self, pack: &PackId, view: View<'_>, counted: bool) -> usize {
+    /// Devices that hold a pack, as far as that is known.
+    fn holders<'a>(
+        &'a self,
+        pack: &PackId,
+        view: View<'a>,
+    ) -> impl Iterator<Item = DeviceId> + use<'a> {
         let tag = HoldingTag::from(*pack);
-        let holds = |device: &&DeviceId| {
+        let holds = move |device: &&DeviceId| {
             let set = view.holdings.of(device);
             set.is_some_and(|set| set.contains(tag))
-                && !(counted && self.uncounted.contains(*device))
         };
-        self.givers.keys().filter(holds).count()
+        self.givers.keys().filter(holds).copied()
+    }
+
+    /// How many of these count.
+    fn counted(&self, devices: &[DeviceId]) -> usize {
+        let counts = |device: &&DeviceId| !self.uncounted.contains(*device);
+        devices.iter().filter(counts).count()
     }
 
     fn next_pulls(&mut self, now: Time, view: View<'_>) -> Vec<Pull> {
@@ -623,12 +617,9 @@ impl Keeper {
             let Some((_, pack)) = self.ready.pop_first() else {
                 break;
             };
-            let tag = HoldingTag::from(pack);
-            let sources = view.connected.iter().filter(|device| {
-                let set = view.holdings.of(device);
-                set.is_some_and(|set| set.contains(tag))
-            });
-            let sources: Vec<DeviceId> = sources.take(SOURCES_MAX).copied().collect();
+            let sources = self.holders(&pack, view);
+            let sources = sources.filter(|device| view.connected.contains(device));
+            let sources: Vec<DeviceId> = sources.take(SOURCES_MAX).collect();
             match self.wants.get_mut(&pack) {
                 Some(want) if !sources.is_empty() => {
                     self.pulling.insert(pack);

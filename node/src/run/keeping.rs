@@ -17,18 +17,16 @@ impl Node {
     pub(super) async fn tell_holdings(&self) {
         let (store, pins) = (self.store.clone(), self.pins.clone());
         let held = tokio::task::spawn_blocking(move || {
-            let mut held = BTreeSet::new();
-            match store.packs() {
-                Ok(packs) => held.extend(packs.into_iter().map(|(id, _)| Subject::Pack(id))),
-                Err(error) => tracing::debug!(%error, "packs not announced"),
-            }
+            // As long as it is not known what is here, nothing is said of it.
+            let packs = store.packs();
+            let packs = packs.inspect_err(|error| tracing::warn!(%error, "packs are not counted"));
+            let packs = packs.ok()?;
+            let mut held: BTreeSet<Subject> =
+                packs.iter().map(|(id, _)| Subject::Pack(*id)).collect();
             if let Ok(pins) = pins.read() {
                 held.extend(pins.all().map(|pin| Subject::Root(pin.link.cid())));
             }
-            // As long as it is not known what is here, nothing is said of it.
-            let kept = crate::upkeep::kept(&store);
-            let kept = kept.inspect_err(|error| tracing::warn!(%error, "packs are not counted"));
-            Some((held, kept.ok()?))
+            Some((held, crate::upkeep::kept(&store, &packs)))
         });
         if let Ok(Some((subjects, kept))) = held.await {
             self.asker.input(Input::Holds { subjects, kept });

@@ -2,8 +2,11 @@
 //!
 //! Spec: `protocol/spec/upkeep.md`, "Keeping".
 
+use std::collections::BTreeSet;
+
 use kith_crdt::access::Role;
 use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
+use kith_crdt::replica::Replica;
 use kith_object::id::{DeviceId, PackId};
 use kith_object::time::Time;
 use kith_protocol::holdings::{self, Holdings};
@@ -12,6 +15,7 @@ use kith_protocol::placement::Placement;
 use super::{CommandError, Device, Effect, KIND_HOLDINGS};
 use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
+use crate::upkeep::Upkeep;
 
 impl Device {
     /// What every device holds.
@@ -66,12 +70,7 @@ impl Device {
     }
 
     fn view(&self) -> View<'_> {
-        View {
-            access: self.replica.access(),
-            packs: self.upkeep.packs(),
-            holdings: &self.holdings,
-            connected: &self.connected,
-        }
+        view(&self.replica, &self.upkeep, &self.holdings, &self.connected)
     }
 
     /// Draws the consequences of what was arranged, or of who belongs.
@@ -82,12 +81,7 @@ impl Device {
             .handle(self.now, holdings::Input::Members(members));
         let arrangement = self.upkeep.arrangement();
         let (givers, policy) = (arrangement.givers(access), arrangement.policy(access));
-        let view = View {
-            access,
-            packs: self.upkeep.packs(),
-            holdings: &self.holdings,
-            connected: &self.connected,
-        };
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         self.keeper.arrange(self.now, givers, policy, view);
     }
 
@@ -112,12 +106,7 @@ impl Device {
 
     /// Looks at what is due, and has fetched what should be here.
     pub(super) fn keep(&mut self) {
-        let view = View {
-            access: self.replica.access(),
-            packs: self.upkeep.packs(),
-            holdings: &self.holdings,
-            connected: &self.connected,
-        };
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         for pull in self.keeper.work(self.now, view) {
             for source in &pull.sources {
                 self.is_of_use(*source);
@@ -126,7 +115,7 @@ impl Device {
         }
     }
 
-    fn is_admin(&self) -> bool {
+    pub(super) fn is_admin(&self) -> bool {
         self.access().role(&self.me) == Some(Role::Admin)
     }
 
@@ -186,5 +175,20 @@ impl Device {
             return Some(self.now);
         }
         self.holdings.heard(device)
+    }
+}
+
+/// What the keeper sees of a device, apart from itself.
+fn view<'a>(
+    replica: &'a Replica,
+    upkeep: &'a Upkeep,
+    holdings: &'a Holdings,
+    connected: &'a BTreeSet<DeviceId>,
+) -> View<'a> {
+    View {
+        access: replica.access(),
+        packs: upkeep.packs(),
+        holdings,
+        connected,
     }
 }
