@@ -2137,6 +2137,31 @@ def check_placement(vector):
 # --- Erasure coding (erasure.md): how a pack is cut; parity is the library's, and pinned by its names -------------------------------------
 
 
+# --- Promises (promises.md) -----------------------------------------------------------------------------------------------------------------
+
+
+def check_promises(vector):
+    if vector["kind"] == "proof":
+        pack = bytes(n % 251 for n in range(vector["len"]))
+        said = b"".join(bytes.fromhex(vector[part]) for part in ("nonce", "holder", "asker"))
+        expect(blake3_keyed(derive("kith promise 1", said), pack).hex(), vector["proof"], "proof")
+    elif vector["kind"] == "rank":
+        rank = derive("kith promise rank 1", bytes.fromhex(vector["pack"] + vector["device"]))
+        expect(rank.hex(), vector["rank"], "rank")
+    elif vector["kind"] == "record":
+        expect(vector["pack"] + vector["until"].to_bytes(8, "little").hex(), vector["record"], "record")
+    else:
+        reader = Reader(bytes.fromhex(vector["bytes"]), "malformed: ends too early")
+        kind, _ = reader.number(1), reader.take(16)
+        if kind in (1, 2):
+            reader.take(32)
+        elif kind == 3:
+            refuse_if(not 1 <= reader.number(1) <= 5, "malformed: no such reason")
+        else:
+            refuse_if(True, "malformed: message of no known kind")
+        refuse_if(reader.left(), "malformed: trailing bytes")
+
+
 def check_erasure(vector):
     needed, pack = vector["needed"], blake3(bytes.fromhex(vector["input_noise"]), vector["input_len"])
     cut = -(-len(pack) // needed)
@@ -2151,7 +2176,7 @@ def check_erasure(vector):
 TOPICS = {"seal": check_seal, "chunk": check_chunk, "manifest": check_manifest, "object": check_object, "tree": check_tree, "pack": check_pack, "log": check_log,
           "digest": check_digest, "names": check_names, "pairing": check_pairing,
           "chain": check_chain, "hostile": check_hostile, "epoch": check_epoch,
-          "car": check_car, "backup": check_backup, "record": check_record, "arrangement": check_arrangement, "holdings": check_holdings, "placement": check_placement, "erasure": check_erasure}
+          "car": check_car, "backup": check_backup, "record": check_record, "arrangement": check_arrangement, "holdings": check_holdings, "promises": check_promises, "placement": check_placement, "erasure": check_erasure}
 # Topics whose pages do not state the words for what is refused: any refusal will do.
 WORDLESS = {"digest", "names", "pairing"}
 # Vectors of what this decoder does not read: tested where it lives.

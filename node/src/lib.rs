@@ -18,6 +18,7 @@ pub mod local;
 pub mod net;
 mod outside;
 pub mod pins;
+pub mod promises;
 mod restore;
 pub mod run;
 mod source;

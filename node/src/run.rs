@@ -10,21 +10,20 @@ mod keeping;
 mod log;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use kith_core::device::{Command, Input, Setup, Waking};
-use kith_core::keeper::Pull;
 use kith_crdt::catalogue::Born;
 use kith_crdt::chain::Entry;
 use kith_crdt::replica::{AuthorError, Replica, Resealed};
 use kith_object::buffer::Buffers;
-use kith_object::id::{DeviceId, SpaceId};
+use kith_object::id::{DeviceId, PackId, SpaceId};
 use kith_object::key::{DeviceKeys, Secret, Words};
 use kith_object::log::{Log, LogError, LogReport};
 use kith_object::object::Reached;
@@ -54,9 +53,11 @@ use crate::net::{self, Inside, InsideHandle, Multiaddr, lan};
 use crate::outside::driver::Outside;
 use crate::outside::published;
 use crate::pins::PinFile;
+use crate::promises::{self, PromiseLog, PromisesError, Voucher};
 use crate::store::{
     self, DiskStore, HomeLock, LOCK_WAIT, LockError, OpenStoreError, RealDisk, Settler,
 };
+use crate::upkeep::Queues;
 use crate::verify::Finding;
 
 /// The side file with other devices' addresses.
@@ -120,6 +121,9 @@ pub enum NodeError {
     /// The log cannot be opened or written.
     #[error("open the log of entries")]
     Log(#[source] LogError),
+    /// The log of what was promised cannot be opened.
+    #[error("open the log of promises")]
+    Promises(#[source] PromisesError),
     /// The first entries cannot be written as asked.
     #[error("found the mesh")]
     Author(#[source] AuthorError),
@@ -238,10 +242,16 @@ pub struct Node {
     inside: Mutex<Option<InsideHandle>>,
     /// What moves whole packs, while it serves.
     bulk: Mutex<Option<Bulk>>,
-    /// Packs that should be here, until somebody fetches them.
-    pulls: Mutex<Option<tokio::sync::mpsc::UnboundedReceiver<Pull>>>,
-    /// Does so.
+    /// What is to be done about packs, and what was promised of them, until somebody does it.
+    queues: Mutex<Option<(Queues, PromiseLog)>>,
+    /// Fetches packs.
     puller: Mutex<Option<JoinHandle<()>>>,
+    /// Prove packs, and give them up.
+    promising: Mutex<Vec<JoinHandle<()>>>,
+    /// Packs that are not what they should be, to be checked.
+    doubted: Arc<Mutex<BTreeSet<PackId>>>,
+    /// Long work on packs stops where it can.
+    ending: Arc<AtomicBool>,
     /// Answers those who ask for packs.
     bulk_server: Mutex<Option<JoinHandle<()>>>,
     /// What serves public objects, while it does.
@@ -416,9 +426,29 @@ impl Node {
             let server = tokio::spawn(crate::bulk::serve(streams, store, counters, traffic));
             *held(&self.bulk_server) = Some(server);
         }
-        if let Some(pulls) = held(&self.pulls).take() {
-            let puller = crate::upkeep::pull_all(bulk.clone(), pulls, keep_rate);
+        let queues = held(&self.queues).take();
+        if let Some((queues, promises)) = queues {
+            let puller = crate::upkeep::pull_all(bulk.clone(), queues.pulls, keep_rate);
             *held(&self.puller) = Some(tokio::spawn(puller));
+            let (store, asker) = (self.store.clone(), self.asker.clone());
+            let [settler, _] = self.settlers.clone();
+            let voucher = Voucher {
+                log: promises,
+                store: store.clone(),
+                settler,
+                asker: asker.clone(),
+                doubted: self.doubted.clone(),
+                ending: self.ending.clone(),
+            };
+            let vouching = voucher.vouch_all(queues.vouches);
+            let giving_up = promises::give_up_all(
+                store,
+                self.pins.clone(),
+                asker,
+                queues.give_ups,
+                self.ending.clone(),
+            );
+            *held(&self.promising) = vec![tokio::spawn(vouching), tokio::spawn(giving_up)];
         }
         *held(&self.bulk) = Some(bulk);
     }
@@ -500,6 +530,12 @@ impl Node {
                 if device.access().root.is_none() {
                     return Err(NodeError::NoGenesis);
                 }
+                let is_kept = |pack: &PackId| {
+                    let packs = device.upkeep().packs();
+                    packs.live(pack, device.access()).is_some()
+                };
+                // What was given up here; the rest was fetched to be read.
+                store.set_given_up(store.cached_packs().into_iter().filter(is_kept));
                 if let Some(book) = home.read_sealed(BOOK_FILE, &identity.keys) {
                     device.recall(&book);
                 }
@@ -508,13 +544,20 @@ impl Node {
                 if let Ok(Some(holdings)) = holdings {
                     device.recall_holdings(&holdings);
                 }
+                let promises = if online {
+                    let opened = PromiseLog::open(home.path()).map_err(NodeError::Promises)?;
+                    device.recall_promises(opened.1.promised, opened.1.is_damaged);
+                    Some(opened.0)
+                } else {
+                    None
+                };
                 // They are in the log and count for nothing.
                 for id in device.cut_short() {
                     offsets.remove(id);
                 }
                 let access_copy = access::AccessCopy::beside(&home, &identity.keys, &device);
                 let store = Arc::new(store);
-                let (pulls, to_pull) = tokio::sync::mpsc::unbounded_channel();
+                let (to_do, queues) = crate::upkeep::queues();
                 let parts = Parts {
                     device,
                     store: store.clone(),
@@ -525,7 +568,7 @@ impl Node {
                     keep_book: book_keeper(home.clone(), identity.keys.clone()),
                     unsettled: home.path().join(UNSETTLED_FILE),
                     traffic: traffic.clone(),
-                    pulls,
+                    to_do,
                 };
                 let node = Self {
                     pins: Arc::new(PinFile::new(home.clone(), identity.keys.clone())),
@@ -547,8 +590,11 @@ impl Node {
                     gc: gc::Collector::default(),
                     inside: Mutex::default(),
                     bulk: Mutex::default(),
-                    pulls: Mutex::new(Some(to_pull)),
+                    queues: Mutex::new(promises.map(|promises| (queues, promises))),
                     puller: Mutex::default(),
+                    promising: Mutex::default(),
+                    doubted: Arc::default(),
+                    ending: Arc::default(),
                     bulk_server: Mutex::default(),
                     outside: Mutex::default(),
                     publishing: Arc::default(),
@@ -639,6 +685,11 @@ impl Node {
         let store = self.store.clone();
         let tended = tokio::task::spawn_blocking(move || (store.tick(now()), store.born())).await;
         let Ok((ticked, born)) = tended else { return };
+        let added = self.store.kept_again();
+        if !added.is_empty() {
+            let removed = Vec::new();
+            self.asker.input(Input::Kept { added, removed });
+        }
         if let Err(error) = ticked {
             tracing::warn!(%error, "pack not closed");
         }
@@ -789,9 +840,15 @@ impl Node {
             outside.stop().await;
         }
         self.asker.stop();
+        self.ending.store(true, Ordering::Relaxed);
         let driver = held(&self.driver).take();
         if let Some(driver) = driver {
             let _ = driver.await;
+        }
+        // Their queues end with the driver.
+        let promising = std::mem::take(&mut *held(&self.promising));
+        for task in promising {
+            let _ = task.await;
         }
         let store = self.store.clone();
         let _ = tokio::task::spawn_blocking(move || {

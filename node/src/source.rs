@@ -21,7 +21,7 @@ use crate::bulk::Bulk;
 use crate::run::Asker;
 use crate::store::DiskStore;
 use kith_object::pack::Class;
-use kith_object::store::{StoreError, Verified};
+use kith_object::store::{Keep, StoreError, Verified};
 
 /// Blocks asked for ahead of the reader: at the usual sizes some 20 MiB under way. More measured slower.
 const WINDOW_BLOCKS: usize = 160;
@@ -127,14 +127,18 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn start(store: Arc<DiskStore>, asker: Asker) -> Arc<Self> {
+    pub(crate) fn start(store: Arc<DiskStore>, asker: Asker, keep: Keep) -> Arc<Self> {
         let (queue, blocks) = sync_channel::<Fetched>(KEEP_MAX);
         let worker = std::thread::spawn(move || {
             while let Ok(first) = blocks.recv() {
                 let mut stored = Vec::new();
                 let more = blocks.try_iter().take(KEEP_MAX);
                 for (cid, block) in std::iter::once(first).chain(more).flatten() {
-                    store.put_verified(Class::Bulk, Verified::computed(cid, &block))?;
+                    let block = Verified::computed(cid, &block);
+                    match keep {
+                        Keep::Kept => store.put_verified(Class::Bulk, block)?,
+                        Keep::Cached => store.put_cached(Class::Bulk, block)?,
+                    };
                     stored.push(cid);
                 }
                 asker.stored(stored);

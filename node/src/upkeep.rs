@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kith_core::device::Input;
 use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
+use kith_core::promises::{GiveUp, Vouch};
 use kith_object::id::PackId;
 use kith_object::index::{Index, PackInfo};
 use kith_object::pack::Class;
@@ -17,6 +18,40 @@ use tokio::task::JoinSet;
 
 use crate::bulk::{Bulk, FetchError, Wanted};
 use crate::store::DiskStore;
+
+/// What the machine wants done about packs; it wants little at once.
+#[derive(Debug, Clone)]
+pub(crate) struct ToDo {
+    pub(crate) pulls: mpsc::UnboundedSender<Pull>,
+    pub(crate) vouches: mpsc::UnboundedSender<Vouch>,
+    pub(crate) give_ups: mpsc::UnboundedSender<GiveUp>,
+}
+
+/// The same on the other side.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    pub(crate) pulls: mpsc::UnboundedReceiver<Pull>,
+    pub(crate) vouches: mpsc::UnboundedReceiver<Vouch>,
+    pub(crate) give_ups: mpsc::UnboundedReceiver<GiveUp>,
+}
+
+/// Both ends.
+pub(crate) fn queues() -> (ToDo, Queues) {
+    let (pulls, to_pull) = mpsc::unbounded_channel();
+    let (vouches, to_vouch) = mpsc::unbounded_channel();
+    let (give_ups, to_give_up) = mpsc::unbounded_channel();
+    let to_do = ToDo {
+        pulls,
+        vouches,
+        give_ups,
+    };
+    let queues = Queues {
+        pulls: to_pull,
+        vouches: to_vouch,
+        give_ups: to_give_up,
+    };
+    (to_do, queues)
+}
 
 /// Fetches packs as the machine wants them, no more bytes a second than that; until the machine ends.
 pub(crate) async fn pull_all(

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kith_object::id::{Cid, PackId};
+use kith_object::index::Index;
 use kith_object::object::{BlockWalk, ObjectLink, Step};
 use kith_object::seal::Kind;
 use kith_object::store::StoreError;
@@ -42,6 +43,7 @@ pub(crate) fn of(
         source,
         found: Whereabouts::default(),
         absent: Vec::new(),
+        given_up: source.store.given_up(),
     };
     let mut folders = BTreeSet::new();
     let mut todo = roots;
@@ -74,6 +76,7 @@ struct Look<'a> {
     source: &'a Source,
     found: Whereabouts,
     absent: Vec<Cid>,
+    given_up: BTreeSet<PackId>,
 }
 
 impl Look<'_> {
@@ -100,13 +103,29 @@ impl Look<'_> {
     fn note(&mut self, cid: &Cid) -> Result<(), ReadError> {
         let store = &self.source.store;
         let packs = store.replacements(&[*cid]).map_err(ReadError::Store)?;
-        match packs.and_then(|packs| packs.first().copied()) {
+        let is_open = || store.lies_live(cid).map_err(ReadError::Store);
+        let pack = match packs.and_then(|packs| packs.first().copied()) {
+            None if !is_open()? => self.given_up(cid)?,
+            pack => pack,
+        };
+        match pack {
             Some(pack) => *self.found.packs.entry(pack).or_default() += 1,
-            None if store.has(cid).map_err(ReadError::Store)? => self.found.open += 1,
+            None if is_open()? => self.found.open += 1,
             None if self.absent.len() < ASKED_MAX => self.absent.push(*cid),
             None => self.found.missing += 1,
         }
         Ok(())
+    }
+
+    /// The pack that was given up here, of those that a block lies in: others keep it, and it can be read here for now.
+    fn given_up(&self, cid: &Cid) -> Result<Option<PackId>, ReadError> {
+        if self.given_up.is_empty() {
+            return Ok(None);
+        }
+        let places = self.source.store.index().locations(cid);
+        let places = places.map_err(|source| ReadError::Store(StoreError::Index { source }))?;
+        let mut packs = places.into_iter().map(|place| place.pack);
+        Ok(packs.find(|pack| self.given_up.contains(pack)))
     }
 
     /// A block that has to be read to go on, from here or from others.

@@ -869,6 +869,10 @@ pub struct Keeping {
     pub wanted: u64,
     /// Of these, those that no device within reach has.
     pub out_of_reach: u64,
+    /// Copies that are too many here, and go once those who should have them have proved that they do.
+    pub surplus: u64,
+    /// Copies that devices say they hold, and do not.
+    pub disproved: u64,
     /// Whether this disk had no room for one lately.
     pub no_room: bool,
 }

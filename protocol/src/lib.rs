@@ -19,5 +19,6 @@ pub mod holdings;
 pub mod lan;
 pub mod pairing;
 pub mod placement;
+pub mod promise;
 pub mod record;
 pub mod wire;

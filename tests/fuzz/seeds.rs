@@ -316,6 +316,7 @@ fn messages(seeds: &mut Making) {
     seeds.take("bitswap.json", "message", &["bitswap"]);
     seeds.take("digest.json", "message", &["gossip"]);
     seeds.take("holdings.json", "bytes", &["holdings"]);
+    seeds.take("promises.json", "bytes", &["promises"]);
     let key = LanKey::of(&DeviceId([7; 32]));
     let here = |answer| Notice::Here {
         answer,

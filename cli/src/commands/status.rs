@@ -51,6 +51,14 @@ fn keeping(keeping: &Keeping) -> String {
     more(keeping.lost, "no device holds");
     more(keeping.wanted, "are to come here");
     more(keeping.out_of_reach, "of these from devices that are away");
+    more(
+        keeping.surplus,
+        "lie here besides, until others have proved that they keep them",
+    );
+    more(
+        keeping.disproved,
+        "copies that devices say they hold are not there",
+    );
     if keeping.no_room {
         text.push_str("; this disk has no room for more");
     }

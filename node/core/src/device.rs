@@ -23,12 +23,13 @@ use kith_crdt::names::{
 };
 use kith_crdt::replica::{AuthorError, Inserted, RecordChange, Replica, Resealed, SealState};
 use kith_object::id::{Cid, DeviceId, EntryId, PackId, SpaceId};
-use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret};
+use kith_object::key::{DeviceKeys, Rng, RootKeys, Secret, derive};
 use kith_object::time::{Span, Time};
 use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
 use kith_protocol::holdings::{self, HoldingTag, Holdings};
 use kith_protocol::placement::Unmet;
+use kith_protocol::promise::{Nonce, Proof, Refused};
 use kith_protocol::record::{AddressRecord, Key, Subject};
 
 use crate::book::{Book, News, Telling};
@@ -36,6 +37,7 @@ use crate::crowd::Crowd;
 use crate::group;
 use crate::keeper::{Keeper, Pull, Pulled};
 use crate::policy::Policy;
+use crate::promises::{GaveUp, GiveUp, Promises, Vouch};
 use crate::routing::Routing;
 use crate::seeking::Seeking;
 use crate::steady::Steady;
@@ -122,6 +124,22 @@ pub enum Input {
         added: Vec<PackId>,
         /// Which went.
         removed: Vec<PackId>,
+    },
+    /// A promise lasts and its proof was made, or not.
+    Vouched {
+        /// Who asked.
+        peer: DeviceId,
+        /// As it was asked.
+        nonce: Nonce,
+        /// The proof, or why there is none.
+        outcome: Result<Proof, Refused>,
+    },
+    /// A copy was given up, or stays.
+    GaveUp {
+        /// Of which pack.
+        pack: PackId,
+        /// How it went.
+        how: GaveUp,
     },
     /// A fetch of a pack ended.
     Pulled {
@@ -434,6 +452,10 @@ pub enum Effect {
     },
     /// Fetch a pack, to stay; [`Input::Pulled`] says what came of it.
     Pull(Pull),
+    /// Write a promise down, and prove that the pack is here; [`Input::Vouched`] answers.
+    Vouch(Vouch),
+    /// Give up a copy if its proofs hold; [`Input::GaveUp`] answers.
+    GiveUp(GiveUp),
     /// The address book changed and may be kept.
     KeepBook(Bytes),
     /// A device that came in by the words agrees with another; it need not open as [`Setup::unsettled`] again.
@@ -485,6 +507,7 @@ pub struct Device {
     routing: Routing,
     holdings: Holdings,
     keeper: Keeper,
+    promises: Promises,
     effects: VecDeque<Effect>,
 }
 
@@ -514,6 +537,8 @@ const REPLAY_TOKEN: u64 = u64::MAX;
 const REPLAY_AT_ONCE: usize = 16;
 /// First byte of a message about holdings.
 const KIND_HOLDINGS: u8 = 2;
+/// First byte of a message about promises.
+const KIND_PROMISES: u8 = 3;
 /// Most address books on the way to one device.
 const BOOKS_UNDER_WAY_MAX: usize = 64;
 /// Most roots of one command that are announced; the folder's own root comes first.
@@ -572,6 +597,7 @@ impl Device {
             routing: Routing::new(now, &mut rng),
             holdings: Holdings::new(setup.keys.clone(), setup.space),
             keeper: Keeper::new(me, now),
+            promises: Promises::new(me, Rng::from_seed(derive("kith nonces 1", &setup.seed))),
             effects: VecDeque::new(),
             keys: setup.keys,
             rng,
@@ -598,7 +624,7 @@ impl Device {
                     // The kind byte before each message is not the machine's.
                     let len = len.saturating_sub(1);
                     match kind {
-                        KIND_BOOK => {}
+                        KIND_BOOK | KIND_PROMISES => {}
                         KIND_HOLDINGS => self
                             .holdings
                             .handle(self.now, holdings::Input::Flushed { peer, len }),
@@ -627,6 +653,12 @@ impl Device {
                 self.holdings
                     .handle(self.now, holdings::Input::Changed { added, removed });
             }
+            Input::Vouched {
+                peer,
+                nonce,
+                outcome,
+            } => self.vouched(peer, nonce, outcome),
+            Input::GaveUp { pack, how } => self.promises.gave_up(self.now, pack, how),
             Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
             Input::Offered { key, record } => {
                 let known = AddressRecord::decode(&record).is_ok_and(|said| {
@@ -737,6 +769,7 @@ impl Device {
             self.crowd.next_due(self.connections),
             self.holdings.next_wakeup(),
             self.keeper.next_due(),
+            self.promises.next_due(self.now),
             self.epoch_due,
         ]
         .into_iter()
@@ -865,6 +898,7 @@ impl Device {
         self.telling.check_invariants();
         self.holdings.check_invariants();
         self.keeper.check_invariants();
+        self.promises.check_invariants();
         self.seeking.check_invariants();
         self.routing.check_invariants();
         self.exchange.check_invariants();
@@ -891,6 +925,7 @@ impl Device {
         self.holdings
             .handle(self.now, holdings::Input::PeerUp(peer));
         self.keeper.reach_changed(self.now);
+        self.promises.peer_up(self.now);
         if self.anti_entropy {
             self.gossip.handle(self.now, gossip::Input::PeerUp(peer));
         }
@@ -905,6 +940,7 @@ impl Device {
         self.holdings
             .handle(self.now, holdings::Input::PeerDown(peer));
         self.keeper.reach_changed(self.now);
+        self.promises.peer_down(self.now, peer);
         self.crowd.left(&peer);
         self.telling.left(&peer);
         self.exchange
@@ -937,6 +973,9 @@ impl Device {
                     let bytes = bytes.slice(1..);
                     self.holdings
                         .handle(self.now, holdings::Input::Frame { peer, bytes });
+                }
+                Some(&KIND_PROMISES) => {
+                    self.heard_of_promises(peer, bytes.get(1..).unwrap_or_default())
                 }
                 _ => self.effects.push_back(Effect::Disconnect {
                     peer,

@@ -34,6 +34,11 @@ const REPLACED_DEEP: u8 = 4;
 const REPLACED_MAX: usize = 1024;
 /// Devices that a pack is fetched from at once.
 const SOURCES_MAX: usize = 4;
+/// Copies that count but do not exist: so many are remembered, and so long.
+const DISPROVED_MAX: usize = 65_536;
+const DISPROVED_FOR: Span = Span::from_secs(86_400);
+/// Fewer copies than that are not left elsewhere by a device that stays.
+const LEFT_MIN: usize = 2;
 
 /// How a fetch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +79,10 @@ pub struct Health {
     pub out_of_reach: usize,
     /// Copies that there should be of each.
     pub copies: usize,
+    /// Copies that are too many here, and go once those who should have them have proved that they do.
+    pub surplus: usize,
+    /// Copies that devices say they hold, and do not.
+    pub disproved: usize,
     /// Whether this disk had no room the last time.
     pub no_room: bool,
     /// Whether something has changed and not all was looked at since.
@@ -125,6 +134,15 @@ struct Want {
     due: Time,
 }
 
+/// A copy that is too many here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Surplus {
+    /// Those who should keep the pack, and say that they do.
+    pub(crate) kept_by: Vec<DeviceId>,
+    /// Whether it should not lie here at all.
+    pub(crate) at_once: bool,
+}
+
 /// What the rest of the device knows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View<'a> {
@@ -159,6 +177,12 @@ pub struct Keeper {
     later: BTreeSet<(Time, PackId)>,
     pulling: BTreeSet<PackId>,
     no_room_until: Option<Time>,
+    /// Copies that are too many here.
+    surplus: BTreeSet<PackId>,
+    /// Packs of which that has changed.
+    turned: Vec<(PackId, bool)>,
+    /// Copies that do not exist, whatever their device says; since when that is known.
+    disproved: BTreeMap<(PackId, DeviceId), Time>,
 }
 
 impl Keeper {
@@ -182,6 +206,9 @@ impl Keeper {
             later: BTreeSet::new(),
             pulling: BTreeSet::new(),
             no_room_until: None,
+            surplus: BTreeSet::new(),
+            turned: Vec::new(),
+            disproved: BTreeMap::new(),
         }
     }
 
@@ -213,8 +240,20 @@ impl Keeper {
         }
     }
 
-    /// Holders of these came or went.
-    pub(crate) fn holdings_changed(&mut self, now: Time, tags: &[HoldingTag], packs: &Packs) {
+    /// A device came to hold these, or holds them no more.
+    pub(crate) fn holdings_changed(
+        &mut self,
+        now: Time,
+        device: &DeviceId,
+        tags: &[HoldingTag],
+        packs: &Packs,
+    ) {
+        if !self.disproved.is_empty() {
+            // Whatever was found out before.
+            let tags: BTreeSet<&HoldingTag> = tags.iter().collect();
+            self.disproved
+                .retain(|(pack, of), _| of != device || !tags.contains(&HoldingTag::from(*pack)));
+        }
         if tags.len() > FEW {
             self.look_at_all(now);
             return;
@@ -267,6 +306,20 @@ impl Keeper {
         self.look_soon(now);
     }
 
+    /// A device that says it holds a pack does not.
+    pub(crate) fn disprove(&mut self, now: Time, pack: PackId, device: DeviceId) {
+        if device != self.me && self.disproved.len() < DISPROVED_MAX {
+            self.disproved.insert((pack, device), now);
+            self.changed.insert(pack);
+            self.look_soon(now);
+        }
+    }
+
+    /// Packs of which there came to be a copy too many here, or no more.
+    pub(crate) fn take_turned(&mut self) -> Vec<(PackId, bool)> {
+        std::mem::take(&mut self.turned)
+    }
+
     /// Does what is due; returns what to fetch.
     pub(crate) fn work(&mut self, now: Time, view: View<'_>) -> Vec<Pull> {
         if self.judge_due.is_some_and(|due| due <= now) {
@@ -302,6 +355,8 @@ impl Keeper {
             wanted: self.wants.len(),
             out_of_reach: self.wants.values().filter(|want| !want.in_reach).count(),
             copies: self.copies(),
+            surplus: self.surplus.len(),
+            disproved: self.disproved.len(),
             no_room: self.no_room_until.is_some_and(|until| until > now),
             is_looking: self.look_due.is_some(),
         }
@@ -340,11 +395,45 @@ impl Keeper {
         }
     }
 
+    /// Whether this device's copy of a pack is too many: all who should have one say that they do, and are as many, and at as many sites, as the policy wants. Where the device should not have one
+    /// at all, they only have to be all there are.
+    pub(crate) fn surplus(&self, pack: &PackId, view: View<'_>) -> Option<Surplus> {
+        view.packs.live(pack, view.access)?;
+        let placement = self.placement.as_ref()?;
+        let me = self.givers.get(&self.me)?;
+        let holds = |device: &DeviceId| self.holders(pack, view).any(|holder| holder == *device);
+        let kept_by = self.placed(pack);
+        if kept_by.contains(&self.me) || !holds(&self.me) || !kept_by.iter().all(holds) {
+            return None;
+        }
+        let is_foreign = self
+            .policy
+            .sites
+            .as_ref()
+            .is_some_and(|sites| !sites.contains(&me.site));
+        let at_once = me.leaving.0 == Leaving::Drains || is_foreign;
+        let sites = kept_by
+            .iter()
+            .filter_map(|of| Some(&self.givers.get(of)?.site));
+        let sites = sites.collect::<BTreeSet<_>>().len();
+        let wanted = (placement.redundancy().spare() + 1).max(LEFT_MIN);
+        let is_enough = kept_by.len() >= wanted && sites >= self.policy.min_sites;
+        (at_once || is_enough).then_some(Surplus { kept_by, at_once })
+    }
+
     /// Laws that hold between any two inputs.
     ///
     /// # Panics
     /// If one does not.
     pub(crate) fn check_invariants(&self) {
+        assert!(
+            self.surplus.iter().all(|pack| self.live.contains(pack)),
+            "only of what is to be kept there is a copy too many"
+        );
+        assert!(
+            self.disproved.len() <= DISPROVED_MAX,
+            "what is remembered of copies is bounded"
+        );
         assert!(self.pulling.len() <= PULLS_MAX, "fetches are bounded");
         assert!(
             self.weak.keys().all(|pack| self.live.contains(pack))
@@ -416,6 +505,13 @@ impl Keeper {
                 .filter(|(device, _)| !self.uncounted.contains(*device));
             self.placement = Placement::as_far_as_possible(&holders_of(there), &self.policy).ok();
             self.look_at_all(now);
+        }
+        let disproved = self.disproved.iter();
+        let old = disproved.filter(|(_, since)| now.since(**since) >= DISPROVED_FOR);
+        for (pack, device) in old.map(|(of, _)| *of).collect::<Vec<_>>() {
+            self.disproved.remove(&(pack, device));
+            self.changed.insert(pack);
+            self.look_soon(now);
         }
         self.judge_due = Some(self.next_judgement(now, view)).filter(|_| !self.is_idle());
     }
@@ -490,7 +586,12 @@ impl Keeper {
             self.later.remove(&(want.due, pack));
         }
         self.weak.remove(&pack);
-        let Some((bytes, elsewhere)) = self.needed(&pack, view) else {
+        let needed = self.needed(&pack, view);
+        self.turn(
+            pack,
+            needed.is_some() && self.surplus(&pack, view).is_some(),
+        );
+        let Some((bytes, elsewhere)) = needed else {
             self.live.remove(&pack);
             return;
         };
@@ -533,6 +634,18 @@ impl Keeper {
             } else {
                 self.later.insert((want.due, pack));
             }
+        }
+    }
+
+    /// Notes whether there is a copy too many here.
+    fn turn(&mut self, pack: PackId, surplus: bool) {
+        let turned = if surplus {
+            self.surplus.insert(pack)
+        } else {
+            self.surplus.remove(&pack)
+        };
+        if turned {
+            self.turned.push((pack, surplus));
         }
     }
 
@@ -584,10 +697,13 @@ impl Keeper {
         pack: &PackId,
         view: View<'a>,
     ) -> impl Iterator<Item = DeviceId> + use<'a> {
-        let tag = HoldingTag::from(*pack);
+        let (pack, tag) = (*pack, HoldingTag::from(*pack));
+        let is_false = move |device: &DeviceId| {
+            !self.disproved.is_empty() && self.disproved.contains_key(&(pack, *device))
+        };
         let holds = move |device: &&DeviceId| {
             let set = view.holdings.of(device);
-            set.is_some_and(|set| set.contains(tag))
+            set.is_some_and(|set| set.contains(tag)) && !is_false(device)
         };
         self.givers.keys().filter(holds).copied()
     }
@@ -798,9 +914,15 @@ mod tests {
                 self.holdings.recall(&other.encode());
             }
             while let Some(effect) = self.holdings.poll_effect() {
-                if let holdings::Effect::News { added, removed, .. } = effect {
+                if let holdings::Effect::News {
+                    device,
+                    added,
+                    removed,
+                } = effect
+                {
                     let tags = [added, removed].concat();
-                    self.keeper.holdings_changed(self.now, &tags, &self.packs);
+                    self.keeper
+                        .holdings_changed(self.now, &device, &tags, &self.packs);
                 }
             }
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Command, CommandError, Device, Effect, Input};
-use kith_core::keeper::Pull;
 use kith_object::id::{Cid, DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +19,7 @@ use crate::config::now;
 use crate::net::{self, GossipId, InsideHandle, NetEvent, NetEvents};
 use crate::source::Arrival;
 use crate::store::{DiskStore, RealDisk, Settler};
+use crate::upkeep::ToDo;
 use kith_object::log::{Log, LogError};
 
 /// Blocks read for peers that wait for the reading thread; the exchange bounds what it asks for, this is the belt to its braces.
@@ -180,8 +180,8 @@ pub(crate) struct Parts {
     /// The file that says that the device is unsettled.
     pub(crate) unsettled: PathBuf,
     pub(crate) traffic: Arc<std::sync::Mutex<Traffic>>,
-    /// Fetches packs; the machine wants few at once.
-    pub(crate) pulls: mpsc::UnboundedSender<Pull>,
+    /// Fetches packs, proves them, gives them up.
+    pub(crate) to_do: ToDo,
 }
 
 struct Driver {
@@ -197,7 +197,7 @@ struct Driver {
     keep_book: Box<dyn Fn(Bytes) + Send>,
     unsettled: PathBuf,
     traffic: Arc<std::sync::Mutex<Traffic>>,
-    pulls: mpsc::UnboundedSender<Pull>,
+    to_do: ToDo,
     log_failed: Option<Arc<str>>,
 }
 
@@ -247,7 +247,7 @@ pub(crate) async fn drive(parts: Parts, asker: Asker, mut asks: mpsc::UnboundedR
         keep_book: parts.keep_book,
         unsettled: parts.unsettled,
         traffic: parts.traffic,
-        pulls: parts.pulls,
+        to_do: parts.to_do,
         log_failed: None,
     };
     driver.perform();
@@ -464,7 +464,13 @@ impl Driver {
                 }
                 Effect::KeepBook(book) => (self.keep_book)(book),
                 Effect::Pull(pull) => {
-                    let _ = self.pulls.send(pull);
+                    let _ = self.to_do.pulls.send(pull);
+                }
+                Effect::Vouch(vouch) => {
+                    let _ = self.to_do.vouches.send(vouch);
+                }
+                Effect::GiveUp(give_up) => {
+                    let _ = self.to_do.give_ups.send(give_up);
                 }
                 // Should it stay, the device only has to agree once more.
                 Effect::Settled => {

@@ -21,7 +21,7 @@ use kith_object::id::{Cid, DeviceId, EntryId, PackId};
 use kith_object::object::{Leaves, Reach, Reached};
 use kith_object::pack::Class;
 use kith_object::seal::Opener;
-use kith_object::store::{StoreError, Verified};
+use kith_object::store::{Keep, StoreError, Verified};
 use kith_object::time::{Span, Time};
 use kith_protocol::api::{self, Event, Failure, FailureKind};
 
@@ -641,7 +641,7 @@ impl Node {
         snapshot: &Snapshot,
         pace: &Arc<Pace>,
     ) -> Result<BTreeSet<Cid>, RunError> {
-        let source = self.source_with(snapshot.opener.clone(), false);
+        let source = self.source_with(snapshot.opener.clone(), false, Keep::Kept);
         let pace = pace.clone();
         let fetched = tokio::task::spawn_blocking(move || fetch_all(&source, &cids, &pace)).await;
         let absent = fetched.map_err(|_| RunError::Ending)??;

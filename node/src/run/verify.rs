@@ -116,8 +116,46 @@ impl Node {
         }
     }
 
+    /// Checks packs that did not prove to be what they should be, out of their turn.
+    async fn check_doubted(&self) {
+        let doubted = std::mem::take(&mut *held(&self.doubted));
+        if doubted.is_empty() {
+            return;
+        }
+        let store = self.store.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            for pack in doubted {
+                match store.scrub_pack(&pack) {
+                    Ok(damage) => found.extend(damage.map(verify::of_damage)),
+                    Err(error) => found.push(verify::of_failure(&pack, &error)),
+                }
+            }
+            found
+        });
+        if let Ok(found) = checked.await {
+            self.found_damage(found).await;
+        }
+    }
+
+    /// Tells of what was found, and has it mended.
+    async fn found_damage(&self, found: Vec<Finding>) {
+        if !found.is_empty() {
+            // What is set aside is held no more.
+            self.tell_holdings().await;
+        }
+        let mut log = None;
+        for mut finding in found {
+            self.mend(&mut finding, &mut log).await;
+            tracing::error!(file = %finding.file, offset = ?finding.offset, what = %finding.what, lost = finding.lost.len(), "damage found");
+            self.damage.fetch_add(1, Ordering::Relaxed);
+            self.healer.wake();
+        }
+    }
+
     /// One step of the daemon's own rounds; what it finds is told to the log and counted for the status.
     pub(super) async fn scrub_step(&self) {
+        self.check_doubted().await;
         let Some(mut scrub) = held(&self.scrub).take() else {
             return;
         };
@@ -131,17 +169,7 @@ impl Node {
             let Ok((stepped, found, outcome)) = stepped else {
                 return;
             };
-            if !found.is_empty() {
-                // What is set aside is held no more.
-                self.tell_holdings().await;
-            }
-            let mut log = None;
-            for mut finding in found {
-                self.mend(&mut finding, &mut log).await;
-                tracing::error!(file = %finding.file, offset = ?finding.offset, what = %finding.what, lost = finding.lost.len(), "damage found");
-                self.damage.fetch_add(1, Ordering::Relaxed);
-                self.healer.wake();
-            }
+            self.found_damage(found).await;
             if let Err(error) = outcome {
                 // The index is of no use; the next start makes it anew and goes on with the round.
                 tracing::error!(%error, "the store could not be checked");
@@ -242,6 +270,10 @@ impl Node {
             .map_err(|error: StoreError| {
                 super::calls::failure::store_failure("check the store".to_owned(), &error)
             })?;
+        if damaged > 0 {
+            // What is set aside is held no more.
+            self.tell_holdings().await;
+        }
         let pass = self.heal_telling(&checked, tell).await;
         if let Some(error) = pass.trouble {
             let text = format!(

@@ -22,7 +22,7 @@ use crate::id::{Cid, PackId, SpaceId};
 use crate::index::{Index, PackInfo};
 use crate::time::Span;
 
-use cache::Cached;
+use cache::{Cached, GivenUp};
 pub use error::StoreError;
 use open_pack::{Held, Writer};
 pub use part::{AdoptError, Part};
@@ -196,6 +196,8 @@ pub struct Store<D, I> {
     /// Most that they may take; `u64::MAX` if there is no limit.
     quota: AtomicU64,
     cached: RwLock<Cached>,
+    /// Cached packs that others keep, which are kept again rather than written anew; and those that were since that was asked.
+    given_up: Mutex<GivenUp>,
     /// Which packs are on their way out, and who relies on which.
     retiring: Arc<Mutex<Retiring>>,
     /// Packs of other devices that are under way.

@@ -5,8 +5,10 @@
 use bytes::Bytes;
 use kith_core::device::{Channel, Effect, Input};
 use kith_core::keeper::Pulled;
+use kith_core::promises::GaveUp;
 use kith_object::id::{DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
+use kith_protocol::promise::Refused;
 
 use super::{Event, World};
 
@@ -123,6 +125,20 @@ impl World {
                 let how = Pulled::Failed;
                 let pack = pull.pack;
                 self.later((0, 0), device, Input::Pulled { pack, how });
+            }
+            Effect::Vouch(vouch) => {
+                let (peer, nonce) = (vouch.challenge.asker, vouch.challenge.nonce);
+                let outcome = Err(Refused::Lacking);
+                let input = Input::Vouched {
+                    peer,
+                    nonce,
+                    outcome,
+                };
+                self.later((0, 0), device, input);
+            }
+            Effect::GiveUp(give_up) => {
+                let (pack, how) = (give_up.pack, GaveUp::Stays);
+                self.later((0, 0), device, Input::GaveUp { pack, how });
             }
             Effect::Provide(key) => self.provide(device, key),
             Effect::FindProviders(key) => self.find_providers(device, key),

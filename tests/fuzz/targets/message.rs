@@ -16,6 +16,7 @@ use kith_protocol::holdings::message::Message;
 use kith_protocol::holdings::{Holdings, Input};
 use kith_protocol::lan::{self, LanKey};
 use kith_protocol::pairing::{Ticket, TicketBook};
+use kith_protocol::promise;
 use kith_protocol::record::{AddressRecord, Ledger};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,6 +33,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target::new("gossip", gossip).holds(64, 32 << 10),
     // A tag is read into a list that grows, and then compared.
     Target::new("holdings", holdings).holds(64, 64 << 10),
+    Target::new("promises", promises),
     Target::new("address", address),
     Target::new("address-proved", address_proved),
     Target::new("ledger", ledger),
@@ -83,6 +85,15 @@ fn holdings(bytes: &[u8]) -> bool {
     machine.handle(now, Input::Frame { peer, bytes });
     machine.check_invariants();
     decoded.is_ok()
+}
+
+/// What a device asks to be promised, and what it is told.
+fn promises(bytes: &[u8]) -> bool {
+    let Ok(message) = promise::Message::decode(bytes) else {
+        return false;
+    };
+    assert!(message.encode() == bytes, "a message has one form");
+    true
 }
 
 /// A record of where a device listens.

@@ -11,10 +11,12 @@ use kith_object::id::{DeviceId, PackId};
 use kith_object::time::Time;
 use kith_protocol::holdings::{self, Holdings};
 use kith_protocol::placement::Placement;
+use kith_protocol::promise::{Message, Nonce, Promised, Proof, Refused};
 
-use super::{CommandError, Device, Effect, KIND_HOLDINGS};
+use super::{CommandError, Device, Effect, KIND_HOLDINGS, KIND_PROMISES};
 use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
+use crate::promises::{Action, Promises};
 use crate::upkeep::Upkeep;
 
 impl Device {
@@ -54,11 +56,12 @@ impl Device {
         let is_there = |device: &DeviceId| {
             access.is_member(device) && !self.keeper.uncounted().contains(device)
         };
-        if is_there(&author) {
+        // Whoever has given its copy up has nothing to collect.
+        let held = self.standing(pack).held;
+        if is_there(&author) && held.contains(&author) {
             return author != self.me;
         }
-        let standing = self.standing(pack);
-        let first = standing.held.into_iter().find(is_there);
+        let first = held.into_iter().find(is_there);
         first.is_some_and(|first| first != self.me)
     }
 
@@ -91,10 +94,16 @@ impl Device {
                 holdings::Effect::Send { peer, bytes } => {
                     self.send_sync(peer, KIND_HOLDINGS, &bytes);
                 }
-                holdings::Effect::News { added, removed, .. } => {
+                holdings::Effect::News {
+                    device,
+                    added,
+                    removed,
+                } => {
                     let packs = self.upkeep.packs();
-                    self.keeper.holdings_changed(self.now, &added, packs);
-                    self.keeper.holdings_changed(self.now, &removed, packs);
+                    for tags in [added, removed] {
+                        self.keeper
+                            .holdings_changed(self.now, &device, &tags, packs);
+                    }
                 }
                 holdings::Effect::Disconnect { peer, reason } => {
                     let reason = reason.to_owned();
@@ -106,13 +115,72 @@ impl Device {
 
     /// Looks at what is due, and has fetched what should be here.
     pub(super) fn keep(&mut self) {
-        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
-        for pull in self.keeper.work(self.now, view) {
+        let seen = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
+        for pull in self.keeper.work(self.now, seen) {
             for source in &pull.sources {
                 self.is_of_use(*source);
             }
             self.effects.push_back(Effect::Pull(pull));
         }
+        for (pack, surplus) in self.keeper.take_turned() {
+            self.promises.is_surplus(self.now, pack, surplus);
+        }
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
+        self.promises.work(self.now, &self.keeper, view);
+        self.drain_promises();
+    }
+
+    fn drain_promises(&mut self) {
+        while let Some(action) = self.promises.poll_action() {
+            match action {
+                Action::Send(peer, message) => {
+                    self.is_of_use(peer);
+                    self.send_sync(peer, KIND_PROMISES, &message.encode());
+                }
+                Action::Vouch(vouch) => self.effects.push_back(Effect::Vouch(vouch)),
+                Action::GiveUp(give_up) => self.effects.push_back(Effect::GiveUp(give_up)),
+                Action::Disprove(pack, device) => {
+                    tracing::warn!(%pack, %device, "a device says that it holds a pack, and does not");
+                    self.keeper.disprove(self.now, pack, device);
+                }
+            }
+        }
+    }
+
+    /// What others are promised, and asked for.
+    pub fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
+    /// Takes back what was promised before the last end of this device. With damage, anything may have been.
+    pub fn recall_promises(
+        &mut self,
+        promised: impl IntoIterator<Item = Promised>,
+        is_damaged: bool,
+    ) {
+        self.promises.recall(self.now, promised, is_damaged);
+    }
+
+    pub(super) fn heard_of_promises(&mut self, peer: DeviceId, bytes: &[u8]) {
+        let Ok(message) = Message::decode(bytes) else {
+            self.effects.push_back(Effect::Disconnect {
+                peer,
+                reason: "sent a malformed message about promises".to_owned(),
+            });
+            return;
+        };
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
+        self.promises.received(self.now, peer, message, view);
+    }
+
+    pub(super) fn vouched(
+        &mut self,
+        peer: DeviceId,
+        nonce: Nonce,
+        outcome: Result<Proof, Refused>,
+    ) {
+        self.promises
+            .vouched(peer, nonce, outcome, self.connected.contains(&peer));
     }
 
     pub(super) fn is_admin(&self) -> bool {

@@ -139,7 +139,7 @@ impl Mesh {
 
     fn write(&mut self, place: usize, name: &str) -> Result<(), CommandError> {
         let link = ObjectLink {
-            digest: kith_object::key::derive("kith test 1", name.as_bytes()),
+            digest: derive("kith test 1", name.as_bytes()),
             key: BlockKey::new([3; 32]),
             size: 9,
         };

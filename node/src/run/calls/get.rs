@@ -15,6 +15,7 @@ use kith_crdt::names::{PathError, TreePath};
 use kith_object::id::{Cid, DeviceId};
 use kith_object::object::ObjectLink;
 use kith_object::seal::Opener;
+use kith_object::store::Keep;
 use kith_object::tree::FileKind;
 use kith_protocol::api::{self, Event, Failure, FailureKind, Name, What};
 
@@ -103,19 +104,27 @@ impl Node {
     }
 
     pub(super) async fn source(&self, wait: bool) -> Result<Source, Failure> {
-        let secrets = self.look(|device| device.replica().dedup_secrets()).await?;
-        Ok(self.source_with(Opener::new(secrets), wait))
+        let look = |device: &Device| {
+            // Where nobody gives room for packs, who read something may be the second one to hold it.
+            let keep = match device.keeper().redundancy() {
+                Some(_) => Keep::Cached,
+                None => Keep::Kept,
+            };
+            (device.replica().dedup_secrets(), keep)
+        };
+        let (secrets, keep) = self.look(look).await?;
+        Ok(self.source_with(Opener::new(secrets), wait, keep))
     }
 
-    /// A source that opens what this opener can.
-    pub(in crate::run) fn source_with(&self, opener: Opener, wait: bool) -> Source {
+    /// A source that opens what this opener can, and keeps so what it fetches.
+    pub(in crate::run) fn source_with(&self, opener: Opener, wait: bool, keep: Keep) -> Source {
         Source {
             store: self.store.clone(),
             asker: self.asker.clone(),
             opener,
             wait,
             tally: Arc::new(Tally::default()),
-            keeper: Keeper::start(self.store.clone(), self.asker.clone()),
+            keeper: Keeper::start(self.store.clone(), self.asker.clone(), keep),
             bulk: crate::run::held(&self.bulk).clone(),
         }
     }

@@ -61,6 +61,8 @@ pub(super) fn keeping(device: &Device) -> api::Keeping {
         lost: health.lost as u64,
         wanted: health.wanted as u64,
         out_of_reach: health.out_of_reach as u64,
+        surplus: health.surplus as u64,
+        disproved: health.disproved as u64,
         no_room: health.no_room,
     }
 }

@@ -143,7 +143,49 @@ impl Cached {
     }
 }
 
+/// Packs that were kept here, and that other devices keep now.
+#[derive(Debug, Default)]
+pub(super) struct GivenUp {
+    packs: BTreeSet<PackId>,
+    kept_again: Vec<PackId>,
+}
+
 impl<D: Disk, I: Index> Store<D, I> {
+    /// Says which cached packs others keep, as [`Store::let_go`] does of each: a put that finds its blocks there keeps the pack again, and writes nothing.
+    pub fn set_given_up(&self, packs: impl IntoIterator<Item = PackId>) {
+        let cached = self.cached();
+        let packs = packs.into_iter();
+        let packs = packs.filter(|pack| cached.keep_of(pack) == Keep::Cached);
+        lock(&self.given_up).packs = packs.collect();
+    }
+
+    /// Cached packs that others keep.
+    pub fn given_up(&self) -> BTreeSet<PackId> {
+        lock(&self.given_up).packs.clone()
+    }
+
+    /// Packs that were kept again since this was asked last.
+    pub fn kept_again(&self) -> Vec<PackId> {
+        std::mem::take(&mut lock(&self.given_up).kept_again)
+    }
+
+    /// Keeps a pack again that others keep and that holds this block; whether there is one.
+    pub(super) fn keep_again(&self, cid: &Cid) -> Result<bool, StoreError> {
+        if lock(&self.given_up).packs.is_empty() {
+            return Ok(false);
+        }
+        let places = self.index.locations(cid);
+        let places = places.map_err(|source| StoreError::Index { source })?;
+        let known = {
+            let given_up = lock(&self.given_up);
+            let mut packs = places.iter().map(|place| place.pack);
+            packs.find(|pack| given_up.packs.contains(pack))
+        };
+        let Some(pack) = known else { return Ok(false) };
+        self.keep(&pack)?;
+        Ok(true)
+    }
+
     /// Whether a closed pack may be dropped to make room. One that is not here counts as kept.
     pub fn keep_of(&self, pack: &PackId) -> Keep {
         self.cached().keep_of(pack)
@@ -179,10 +221,59 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .rename(&from, &to)
                 .map_err(|source| StoreError::Write { name: from, source })?;
             cached.remove(pack);
+            let mut given_up = lock(&self.given_up);
+            if given_up.packs.remove(pack) {
+                given_up.kept_again.push(*pack);
+            }
         }
         self.disk
             .sync_names()
             .map_err(|source| self.sync_failed(source))
+    }
+
+    /// Makes a kept pack a cached one, which counts as a copy no more; returns once that lasts. False, and nothing is changed, if work under way relies on it, or it is on its way out, or
+    /// no closed pack here.
+    ///
+    /// A pack that is cached already stays so.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`], [`StoreError::Sync`], [`StoreError::Broken`]; it may count as either then.
+    ///
+    /// Spec: `protocol/spec/promises.md`, "Giving up".
+    pub fn let_go(&self, pack: &PackId) -> Result<bool, StoreError> {
+        let _upkeep = lock(&self.upkeep);
+        if lock(&self.writer).broken {
+            return Err(StoreError::Broken);
+        }
+        {
+            // Nobody comes to rely on it, or looks up the name, while it changes.
+            let mut cached = self.cached_mut();
+            if cached.keep_of(pack) == Keep::Cached {
+                return Ok(true);
+            }
+            let (from, to) = (
+                closed_name(pack, Keep::Kept),
+                closed_name(pack, Keep::Cached),
+            );
+            let Ok(bytes) = self.disk.len(&from) else {
+                return Ok(false);
+            };
+            {
+                let retiring = lock(&self.retiring);
+                if retiring.is_marked(pack) || retiring.is_relied_on(pack) {
+                    return Ok(false);
+                }
+            }
+            self.disk
+                .rename(&from, &to)
+                .map_err(|source| StoreError::Write { name: from, source })?;
+            cached.insert(*pack, bytes);
+            lock(&self.given_up).packs.insert(*pack);
+        }
+        self.disk
+            .sync_names()
+            .map_err(|source| self.sync_failed(source))?;
+        Ok(true)
     }
 
     /// Drops a cached pack; answers the bytes that are free again.
@@ -225,6 +316,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             .map_err(|source| StoreError::Index { source })?;
         self.disk.remove(&name).map_err(write)?;
         cached.remove(pack);
+        lock(&self.given_up).packs.remove(pack);
         drop(cached);
         self.less_used(bytes);
         lock(&self.stats).packs_evicted += 1;

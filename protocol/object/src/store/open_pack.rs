@@ -203,7 +203,12 @@ impl<D: Disk, I: Index> Store<D, I> {
             closed: Some(closed),
             room: Room::Evicting,
         };
-        if self.has_for(&block.cid, keep, lease)? || !self.write(class, block, &how)? {
+        let is_here = || {
+            let is_here = self.has_for(&block.cid, keep, lease)?;
+            let again = !is_here && keep == Keep::Kept && self.keep_again(&block.cid)?;
+            Ok::<_, StoreError>(is_here || again && self.has_for(&block.cid, keep, lease)?)
+        };
+        if is_here()? || !self.write(class, block, &how)? {
             lock(&self.stats).blocks_known += 1;
             return Ok(false);
         }

@@ -63,6 +63,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             used: AtomicU64::new(0),
             quota: AtomicU64::new(config.quota.unwrap_or(u64::MAX)),
             cached: RwLock::default(),
+            given_up: Mutex::default(),
             retiring: Arc::default(),
             parts: Arc::default(),
             upkeep: Mutex::default(),

@@ -125,7 +125,7 @@ impl Retiring {
         self.marked.contains(pack)
     }
 
-    fn is_relied_on(&self, pack: &PackId) -> bool {
+    pub(super) fn is_relied_on(&self, pack: &PackId) -> bool {
         let at = self.closed_at.get(pack).copied().unwrap_or_default();
         let mut relied = self.leases.values().chain(&self.lingering);
         at == CLOSING

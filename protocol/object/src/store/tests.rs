@@ -188,8 +188,21 @@ fn acknowledged_blocks_outlast_every_crash() {
 fn run(store: &Store<SimDisk, Arc<MemIndex>>, seed: u64, model: &mut Model, rng: &mut Rng) {
     let mut now = Time(0);
     for _ in 0..rng.below(40) {
-        match rng.below(17) {
+        match rng.below(18) {
             16 => collect(store, seed, model, rng),
+            17 => {
+                let packs = store.packs().unwrap_or_default();
+                if !packs.is_empty() {
+                    let at = rng.below(packs.len() as u64);
+                    let (pack, _) = packs[usize::try_from(at).unwrap()];
+                    // Whether it went or not, nobody may rely on it here.
+                    for block in store.pack_blocks(&pack).unwrap_or_default() {
+                        model.lasting.remove(&block.cid);
+                        model.pending.remove(&block.cid);
+                    }
+                    let _ = store.let_go(&pack);
+                }
+            }
             0..=7 => {
                 let bytes = block(seed, rng.below(60));
                 let cid = Cid::of_block(&bytes);
@@ -727,6 +740,69 @@ fn put_does_not_rely_on_a_cached_pack() {
     for (pack, _) in store.packs().unwrap() {
         assert!(matches!(store.evict(&pack), Err(StoreError::Kept { .. })));
     }
+}
+
+#[test]
+fn what_is_let_go_is_cached_unless_somebody_relies_on_it() {
+    let disk = SimDisk::new();
+    let store = opened(&disk, None);
+    let put = |number: u32, lease: Option<&Lease>| {
+        let bytes = thousand(number);
+        let block = Verified::of(&bytes);
+        match lease {
+            Some(lease) => store.put_leased(Class::Bulk, block, lease).unwrap(),
+            None => store.put_verified(Class::Bulk, block).unwrap(),
+        }
+    };
+    for number in 0..5 {
+        assert!(put(number, None));
+    }
+    store.close_packs().unwrap();
+    let (pack, info) = store.packs().unwrap()[0];
+    assert!(!store.let_go(&PackId([1; 32])).unwrap(), "it is not here");
+    let lease = store.lease();
+    assert!(!put(3, Some(&lease)));
+    assert!(!store.let_go(&pack).unwrap(), "somebody relies on it");
+    drop(lease);
+    assert!(store.mark_retired(&pack));
+    assert!(!store.let_go(&pack).unwrap(), "it is on its way out");
+    store.unmark_retired(&pack);
+    assert_eq!(store.keep_of(&pack), Keep::Kept);
+    assert!(store.let_go(&pack).unwrap());
+    assert!(store.let_go(&pack).unwrap(), "again");
+    assert_eq!(store.keep_of(&pack), Keep::Cached);
+    assert_eq!(store.usage().unwrap().cached, info.bytes);
+    check_invariants(&store);
+    // It is read as before, and a put that finds its blocks there keeps it again.
+    let cid = Cid::of_block(&thousand(3));
+    assert!(store.get(&cid).unwrap().is_some());
+    let lease = store.lease();
+    assert!(!put(3, Some(&lease)));
+    assert_eq!(store.keep_of(&pack), Keep::Kept);
+    assert_eq!(
+        (store.kept_again(), store.kept_again()),
+        (vec![pack], vec![])
+    );
+    assert!(!store.let_go(&pack).unwrap(), "the put relies on it");
+    drop(lease);
+    assert!(store.let_go(&pack).unwrap());
+    drop(store);
+    // After a start it has to be said that others keep it; else no put relies on it.
+    let store = opened(&disk, None);
+    assert_eq!(store.keep_of(&pack), Keep::Cached, "for good");
+    let bytes = thousand(3);
+    assert!(store.put(Class::Bulk, &cid, &bytes).unwrap());
+    store.set_given_up([pack, PackId([1; 32])]);
+    assert_eq!(store.given_up(), [pack].into());
+    let bytes = thousand(2);
+    let second = Cid::of_block(&bytes);
+    assert!(!store.put(Class::Bulk, &second, &bytes).unwrap());
+    assert!(store.let_go(&pack).unwrap());
+    store.evict(&pack).unwrap();
+    assert!(store.given_up().is_empty());
+    check_invariants(&store);
+    assert!(store.get(&cid).unwrap().is_some(), "put again");
+    assert!(store.get(&Cid::of_block(&thousand(4))).unwrap().is_none());
 }
 
 #[test]

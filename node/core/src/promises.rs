@@ -1,0 +1,516 @@
+//! Gives up copies that are too many, and promises others to keep what they give up.
+//!
+//! Spec: `protocol/spec/promises.md`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use kith_object::id::{DeviceId, PackId};
+use kith_object::key::Rng;
+use kith_object::time::{Span, Time};
+use kith_protocol::holdings::HoldingTag;
+use kith_protocol::promise::{
+    Challenge, KEPT_FOR, Message, Nonce, Promised, Proof, Refused, USED_FOR, rank,
+};
+
+use crate::keeper::{Keeper, View};
+
+/// Packs that are being given up at a time.
+const ATTEMPTS_MAX: usize = 4;
+/// Packs that are looked at in one go for whether they may be, and the pause between two.
+const LOOK_MAX: usize = 64;
+const LOOK_PAUSE: Span = Span::from_ms(20);
+/// How long an answer may take: the other end may have many packs to read.
+const ANSWER_WAIT: Span = Span::from_secs(600);
+/// Pause after a pack could not be given up; doubles with each time.
+const RETRY_FIRST: Span = Span::from_secs(600);
+const RETRY_MAX: Span = Span::from_secs(6 * 3600);
+/// Proofs that are made at a time.
+pub const PROOFS_MAX: usize = 2;
+/// Asks that wait, and those of one device.
+const WAITING_MAX: usize = 64;
+const WAITING_EACH_MAX: usize = 16;
+
+/// A proof to be made for another device; the promise has to last before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vouch {
+    /// What is to last.
+    pub promised: Promised,
+    /// What makes the proof.
+    pub challenge: Challenge,
+}
+
+/// A copy to be given up, if these proofs hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GiveUp {
+    /// Which.
+    pub pack: PackId,
+    /// What each of those who keep it has answered.
+    pub proofs: Vec<(Challenge, Proof)>,
+    /// Whether it is to go at once; else it stays until room is needed.
+    pub at_once: bool,
+}
+
+/// What came of giving one up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GaveUp {
+    /// It is no copy that counts any more.
+    Gone,
+    /// Something here needs it, or it could not be read or taken away.
+    Stays,
+    /// These devices do not have it.
+    False(Vec<DeviceId>),
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    Send(DeviceId, Message),
+    Vouch(Vouch),
+    GiveUp(GiveUp),
+    /// That device does not hold the pack, whatever it says.
+    Disprove(PackId, DeviceId),
+}
+
+/// When a pack is tried again, and how often it was.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    /// None while it is tried.
+    due: Option<Time>,
+    tries: u32,
+}
+
+/// One that was asked.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    nonce: Nonce,
+    proof: Option<Proof>,
+}
+
+/// A pack that is being given up.
+#[derive(Debug)]
+struct Attempt {
+    began: Time,
+    asked: BTreeMap<DeviceId, Asked>,
+    /// It is no more promised to anybody.
+    is_decided: bool,
+}
+
+/// An ask that waits for its proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    peer: DeviceId,
+    nonce: Nonce,
+    pack: PackId,
+}
+
+/// What this device has promised, and what it asks others to promise.
+#[derive(Debug)]
+pub struct Promises {
+    me: DeviceId,
+    rng: Rng,
+    given: BTreeMap<PackId, Time>,
+    /// The same by when they end.
+    ends: BTreeSet<(Time, PackId)>,
+    /// Somebody may have been promised anything.
+    unsure_until: Option<Time>,
+    /// Asks, the first ones being proved.
+    waiting: VecDeque<Waiting>,
+    proving: BTreeSet<(DeviceId, Nonce)>,
+    /// Packs of which this device has a copy too many.
+    candidates: BTreeMap<PackId, Candidate>,
+    due: BTreeSet<(Time, PackId)>,
+    attempts: BTreeMap<PackId, Attempt>,
+    /// What else is to be sent.
+    actions: VecDeque<Action>,
+}
+
+impl Promises {
+    /// Of a device that has promised nothing.
+    pub(crate) fn new(me: DeviceId, rng: Rng) -> Self {
+        Self {
+            me,
+            rng,
+            given: BTreeMap::new(),
+            ends: BTreeSet::new(),
+            unsure_until: None,
+            waiting: VecDeque::new(),
+            proving: BTreeSet::new(),
+            candidates: BTreeMap::new(),
+            due: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Takes back what was promised before; with damage, anything may have been.
+    pub(crate) fn recall(
+        &mut self,
+        now: Time,
+        promised: impl IntoIterator<Item = Promised>,
+        is_damaged: bool,
+    ) {
+        for promised in promised {
+            // No honest one ends later.
+            self.promise(promised.pack, promised.until.min(now + KEPT_FOR));
+        }
+        self.forget_ended(now);
+        if is_damaged {
+            self.unsure_until = Some(now + KEPT_FOR);
+        }
+    }
+
+    /// Whether that pack was promised to somebody within the last day.
+    pub fn is_promised(&self, pack: &PackId) -> bool {
+        self.given.contains_key(pack)
+    }
+
+    fn promise(&mut self, pack: PackId, until: Time) {
+        let before = self.given.get(&pack).copied();
+        if before.is_none_or(|before| before < until) {
+            self.given.insert(pack, until);
+            self.ends.insert((until, pack));
+            if let Some(before) = before {
+                self.ends.remove(&(before, pack));
+            }
+        }
+    }
+
+    fn forget_ended(&mut self, now: Time) {
+        while let Some((until, pack)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
+            self.ends.remove(&(until, pack));
+            self.given.remove(&pack);
+        }
+    }
+
+    /// Copies that are too many here, as far as is known.
+    pub fn surplus(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// There is a copy too many here of a pack, or no more.
+    pub(crate) fn is_surplus(&mut self, now: Time, pack: PackId, surplus: bool) {
+        if !surplus {
+            if let Some(due) = self.candidates.remove(&pack).and_then(|known| known.due) {
+                self.due.remove(&(due, pack));
+            }
+            // One that is decided is over when it is over.
+            if self
+                .attempts
+                .get(&pack)
+                .is_some_and(|attempt| !attempt.is_decided)
+            {
+                self.attempts.remove(&pack);
+            }
+            return;
+        }
+        self.candidates.entry(pack).or_insert_with(|| {
+            let due = Some(now).filter(|_| !self.attempts.contains_key(&pack));
+            if let Some(due) = due {
+                self.due.insert((due, pack));
+            }
+            Candidate { due, tries: 0 }
+        });
+    }
+
+    /// A device came: what waits for it may be given up.
+    pub(crate) fn peer_up(&mut self, now: Time) {
+        // Those that have not failed wait for somebody.
+        for (pack, candidate) in &mut self.candidates {
+            if candidate.tries == 0
+                && let Some(due) = candidate.due.filter(|due| *due > now)
+            {
+                self.due.remove(&(due, *pack));
+                self.due.insert((now, *pack));
+                candidate.due = Some(now);
+            }
+        }
+    }
+
+    /// A device went.
+    pub(crate) fn peer_down(&mut self, now: Time, peer: DeviceId) {
+        self.waiting.retain(|ask| ask.peer != peer);
+        let unanswered = |attempt: &Attempt| {
+            !attempt.is_decided && attempt.asked.get(&peer).is_some_and(|a| a.proof.is_none())
+        };
+        let over = self.attempts.iter().filter(|(_, of)| unanswered(of));
+        for pack in over.map(|(pack, _)| *pack).collect::<Vec<_>>() {
+            self.is_over(now, pack);
+        }
+    }
+
+    /// A message of another device.
+    pub(crate) fn received(&mut self, now: Time, peer: DeviceId, message: Message, view: View<'_>) {
+        match message {
+            Message::Ask { nonce, pack } => {
+                if let Err(why) = self.asked(now, peer, nonce, pack, view) {
+                    self.refuse(peer, nonce, why);
+                }
+            }
+            Message::Promise { nonce, proof } => {
+                if let Some((_, asked)) = self.answers(peer, nonce) {
+                    asked.proof = Some(proof);
+                }
+            }
+            Message::Refusal { nonce, why } => {
+                let Some((pack, _)) = self.answers(peer, nonce) else {
+                    return;
+                };
+                if why.is_false() {
+                    self.actions.push_back(Action::Disprove(pack, peer));
+                }
+                self.is_over(now, pack);
+            }
+        }
+    }
+
+    /// What was asked with that nonce, unless it is answered or nobody waits for it.
+    fn answers(&mut self, peer: DeviceId, nonce: Nonce) -> Option<(PackId, &mut Asked)> {
+        let mut attempts = self.attempts.iter_mut();
+        attempts.find_map(|(pack, attempt)| {
+            let asked = attempt.asked.get_mut(&peer)?;
+            let waits = asked.nonce == nonce && asked.proof.is_none();
+            waits.then_some((*pack, asked))
+        })
+    }
+
+    fn asked(
+        &mut self,
+        now: Time,
+        peer: DeviceId,
+        nonce: Nonce,
+        pack: PackId,
+        view: View<'_>,
+    ) -> Result<(), Refused> {
+        let own = view.holdings.of(&self.me);
+        if !own.is_some_and(|own| own.contains(HoldingTag::from(pack))) {
+            return Err(Refused::Lacking);
+        }
+        if let Some(attempt) = self.attempts.get(&pack) {
+            let gives_in = rank(&pack, &self.me) > rank(&pack, &peer);
+            if attempt.is_decided || !gives_in {
+                return Err(Refused::Leaving);
+            }
+        }
+        let each = self.waiting.iter().filter(|ask| ask.peer == peer).count();
+        if self.waiting.len() >= WAITING_MAX || each >= WAITING_EACH_MAX {
+            return Err(Refused::Busy);
+        }
+        // From here on it is promised, whether the answer comes to be or not.
+        self.promise(pack, now + KEPT_FOR);
+        if self.attempts.contains_key(&pack) {
+            self.is_over(now, pack);
+        }
+        self.waiting.push_back(Waiting { peer, nonce, pack });
+        Ok(())
+    }
+
+    /// A proof was made and the promise lasts, or not.
+    pub(crate) fn vouched(
+        &mut self,
+        peer: DeviceId,
+        nonce: Nonce,
+        outcome: Result<Proof, Refused>,
+        is_connected: bool,
+    ) {
+        if !self.proving.remove(&(peer, nonce)) || !is_connected {
+            return;
+        }
+        match outcome {
+            Ok(proof) => {
+                let promise = Message::Promise { nonce, proof };
+                self.actions.push_back(Action::Send(peer, promise));
+            }
+            Err(why) => self.refuse(peer, nonce, why),
+        }
+    }
+
+    fn refuse(&mut self, peer: DeviceId, nonce: Nonce, why: Refused) {
+        let refusal = Message::Refusal { nonce, why };
+        self.actions.push_back(Action::Send(peer, refusal));
+    }
+
+    /// What came of giving a pack up.
+    pub(crate) fn gave_up(&mut self, now: Time, pack: PackId, how: GaveUp) {
+        let decided = |attempt: &Attempt| attempt.is_decided;
+        if !self.attempts.get(&pack).is_some_and(decided) {
+            return;
+        }
+        if let GaveUp::False(devices) = &how {
+            for device in devices {
+                self.actions.push_back(Action::Disprove(pack, *device));
+            }
+        }
+        self.is_over(now, pack);
+    }
+
+    /// An attempt came to nothing, or to an end.
+    fn is_over(&mut self, now: Time, pack: PackId) {
+        self.attempts.remove(&pack);
+        if let Some(candidate) = self.candidates.get_mut(&pack) {
+            let pause = Span(RETRY_FIRST.0 << candidate.tries.min(6));
+            let due = now + pause.min(RETRY_MAX);
+            candidate.tries = candidate.tries.saturating_add(1);
+            candidate.due = Some(due);
+            self.due.insert((due, pack));
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn work(&mut self, now: Time, keeper: &Keeper, view: View<'_>) {
+        self.forget_ended(now);
+        self.unsure_until = self.unsure_until.filter(|until| *until > now);
+        while self.proving.len() < PROOFS_MAX
+            && let Some(Waiting { peer, nonce, pack }) = self.waiting.pop_front()
+        {
+            if !self.proving.insert((peer, nonce)) {
+                continue;
+            }
+            let until = self.given.get(&pack).copied().unwrap_or(now + KEPT_FOR);
+            self.actions.push_back(Action::Vouch(Vouch {
+                promised: Promised { pack, until },
+                challenge: Challenge {
+                    nonce,
+                    holder: self.me,
+                    asker: peer,
+                },
+            }));
+        }
+        self.decide(now, keeper, view);
+        for _ in 0..LOOK_MAX {
+            let next = self.due.first().copied().filter(|(due, _)| *due <= now);
+            let Some((due, pack)) = next.filter(|_| self.attempts.len() < ATTEMPTS_MAX) else {
+                break;
+            };
+            self.due.remove(&(due, pack));
+            self.begin(now, pack, keeper, view);
+        }
+    }
+
+    /// Decides on those that all have promised, and ends those that take too long.
+    fn decide(&mut self, now: Time, keeper: &Keeper, view: View<'_>) {
+        let open = self.attempts.iter().filter(|(_, of)| !of.is_decided);
+        for pack in open.map(|(pack, _)| *pack).collect::<Vec<_>>() {
+            let Some(attempt) = self.attempts.get_mut(&pack) else {
+                continue;
+            };
+            let proofs: Option<Vec<(Challenge, Proof)>> = attempt
+                .asked
+                .iter()
+                .map(|(holder, asked)| {
+                    let challenge = Challenge {
+                        nonce: asked.nonce,
+                        holder: *holder,
+                        asker: self.me,
+                    };
+                    Some((challenge, asked.proof?))
+                })
+                .collect();
+            let Some(proofs) = proofs else {
+                if now.since(attempt.began) >= ANSWER_WAIT {
+                    self.is_over(now, pack);
+                }
+                continue;
+            };
+            let surplus = keeper.surplus(&pack, view);
+            let still = surplus.filter(|surplus| {
+                let asked = |device| attempt.asked.contains_key(device);
+                surplus.kept_by.iter().all(asked)
+                    && now.since(attempt.began) <= USED_FOR
+                    && self.unsure_until.is_none()
+                    && !self.given.contains_key(&pack)
+            });
+            match still {
+                Some(surplus) => {
+                    attempt.is_decided = true;
+                    self.actions.push_back(Action::GiveUp(GiveUp {
+                        pack,
+                        proofs,
+                        at_once: surplus.at_once,
+                    }));
+                }
+                None => self.is_over(now, pack),
+            }
+        }
+    }
+
+    /// Asks those who should keep a pack, if all are there.
+    fn begin(&mut self, now: Time, pack: PackId, keeper: &Keeper, view: View<'_>) {
+        let Some(candidate) = self.candidates.get_mut(&pack) else {
+            return;
+        };
+        let held_back = self.given.get(&pack).copied().max(self.unsure_until);
+        let surplus = keeper.surplus(&pack, view).filter(|surplus| {
+            let there = |device| view.connected.contains(device);
+            held_back.is_none() && surplus.kept_by.iter().all(there)
+        });
+        let Some(surplus) = surplus else {
+            let due = held_back.unwrap_or(now + RETRY_FIRST);
+            candidate.due = Some(due);
+            self.due.insert((due, pack));
+            return;
+        };
+        candidate.due = None;
+        let mut asked = BTreeMap::new();
+        for device in surplus.kept_by {
+            let nonce = self.rng.bytes();
+            let ask = Message::Ask { nonce, pack };
+            self.actions.push_back(Action::Send(device, ask));
+            asked.insert(device, Asked { nonce, proof: None });
+        }
+        let attempt = Attempt {
+            began: now,
+            asked,
+            is_decided: false,
+        };
+        self.attempts.insert(pack, attempt);
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When something is due next.
+    pub(crate) fn next_due(&self, now: Time) -> Option<Time> {
+        let open = self.attempts.values().filter(|of| !of.is_decided);
+        let ends = open.map(|attempt| attempt.began + ANSWER_WAIT).min();
+        let next = self
+            .due
+            .first()
+            .map(|(due, _)| (*due).max(now + LOOK_PAUSE));
+        let next = next.filter(|_| self.attempts.len() < ATTEMPTS_MAX);
+        ends.into_iter().chain(next).min()
+    }
+
+    /// Laws that hold between any two inputs.
+    ///
+    /// # Panics
+    /// If one does not.
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.attempts.len() <= ATTEMPTS_MAX, "attempts are bounded");
+        assert!(self.waiting.len() <= WAITING_MAX, "asks are bounded");
+        assert!(self.proving.len() <= PROOFS_MAX, "proofs are bounded");
+        assert_eq!(self.ends.len(), self.given.len(), "each promise ends");
+        assert!(
+            self.attempts
+                .iter()
+                .all(|(pack, of)| of.is_decided || !self.given.contains_key(pack)),
+            "who has promised asks nobody to keep it instead"
+        );
+        assert!(
+            self.attempts.iter().all(|(pack, of)| {
+                of.is_decided || self.candidates.get(pack).is_some_and(|of| of.due.is_none())
+            }),
+            "only what is too many is given up"
+        );
+        let due = self.candidates.iter();
+        let due = due.filter_map(|(pack, of)| Some((of.due?, *pack)));
+        assert!(
+            due.collect::<BTreeSet<_>>() == self.due,
+            "what is too many is looked at"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;
