@@ -246,6 +246,8 @@ pub struct Node {
     queues: Mutex<Option<(Queues, PromiseLog)>>,
     /// Fetches packs.
     puller: Mutex<Option<JoinHandle<()>>>,
+    /// Has others show that they hold packs.
+    prober: Mutex<Option<JoinHandle<()>>>,
     /// Prove packs, and give them up.
     promising: Mutex<Vec<JoinHandle<()>>>,
     /// Packs that are not what they should be, to be checked.
@@ -423,7 +425,9 @@ impl Node {
         if let Some(streams) = inside.take_raw() {
             let (store, counters) = (self.store.clone(), bulk.counters.clone());
             let traffic = self.traffic.clone();
-            let server = tokio::spawn(crate::bulk::serve(streams, store, counters, traffic));
+            let doubted = self.doubted.clone();
+            let serving = crate::bulk::serve(streams, store, counters, traffic, doubted);
+            let server = tokio::spawn(serving);
             *held(&self.bulk_server) = Some(server);
         }
         let queues = held(&self.queues).take();
@@ -449,6 +453,8 @@ impl Node {
                 self.ending.clone(),
             );
             *held(&self.promising) = vec![tokio::spawn(vouching), tokio::spawn(giving_up)];
+            let probing = crate::upkeep::probe_all(bulk.clone(), queues.probes);
+            *held(&self.prober) = Some(tokio::spawn(probing));
         }
         *held(&self.bulk) = Some(bulk);
     }
@@ -593,6 +599,7 @@ impl Node {
                     queues: Mutex::new(promises.map(|promises| (queues, promises))),
                     puller: Mutex::default(),
                     promising: Mutex::default(),
+                    prober: Mutex::default(),
                     doubted: Arc::default(),
                     ending: Arc::default(),
                     bulk_server: Mutex::default(),
@@ -825,15 +832,12 @@ impl Node {
         drop(held(&self.inside).take());
         // Nothing may hold the store when this is over: its index is written down when it is let go of.
         drop(held(&self.bulk).take());
-        let puller = held(&self.puller).take();
-        if let Some(puller) = puller {
-            puller.abort();
-            let _ = puller.await;
-        }
-        let server = held(&self.bulk_server).take();
-        if let Some(server) = server {
-            server.abort();
-            let _ = server.await;
+        for task in [&self.puller, &self.prober, &self.bulk_server] {
+            let task = held(task).take();
+            if let Some(task) = task {
+                task.abort();
+                let _ = task.await;
+            }
         }
         let outside = held(&self.outside).take();
         if let Some(outside) = outside {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use kith_core::device::Input;
 use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
+use kith_core::probing::{Probe, Probed};
 use kith_core::promises::{GiveUp, Vouch};
 use kith_object::id::PackId;
 use kith_object::index::{Index, PackInfo};
 use kith_object::pack::Class;
 use kith_object::store::{Keep, StoreError};
+use kith_protocol::bulk::Failure;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -25,6 +27,7 @@ pub(crate) struct ToDo {
     pub(crate) pulls: mpsc::UnboundedSender<Pull>,
     pub(crate) vouches: mpsc::UnboundedSender<Vouch>,
     pub(crate) give_ups: mpsc::UnboundedSender<GiveUp>,
+    pub(crate) probes: mpsc::UnboundedSender<Probe>,
 }
 
 /// The same on the other side.
@@ -33,6 +36,7 @@ pub(crate) struct Queues {
     pub(crate) pulls: mpsc::UnboundedReceiver<Pull>,
     pub(crate) vouches: mpsc::UnboundedReceiver<Vouch>,
     pub(crate) give_ups: mpsc::UnboundedReceiver<GiveUp>,
+    pub(crate) probes: mpsc::UnboundedReceiver<Probe>,
 }
 
 /// Both ends.
@@ -40,15 +44,18 @@ pub(crate) fn queues() -> (ToDo, Queues) {
     let (pulls, to_pull) = mpsc::unbounded_channel();
     let (vouches, to_vouch) = mpsc::unbounded_channel();
     let (give_ups, to_give_up) = mpsc::unbounded_channel();
+    let (probes, to_probe) = mpsc::unbounded_channel();
     let to_do = ToDo {
         pulls,
         vouches,
         give_ups,
+        probes,
     };
     let queues = Queues {
         pulls: to_pull,
         vouches: to_vouch,
         give_ups: to_give_up,
+        probes: to_probe,
     };
     (to_do, queues)
 }
@@ -84,6 +91,27 @@ pub(crate) async fn pull_all(
             }
             bulk.asker.input(Input::Pulled { pack, how });
         });
+    }
+}
+
+/// Has others show that they hold what they say, one after the other; until the machine ends.
+pub(crate) async fn probe_all(bulk: Bulk, mut probes: mpsc::UnboundedReceiver<Probe>) {
+    while let Some(probe) = probes.recv().await {
+        let Probe {
+            device,
+            pack,
+            bytes,
+            offset,
+        } = probe;
+        let how = match bulk.range(device, pack, bytes, offset).await {
+            Ok(()) => Probed::Sound,
+            Err(Failure::Lacks | Failure::Lied) => Probed::False,
+            Err(Failure::Broken) => Probed::Nothing,
+        };
+        if how != Probed::Sound {
+            tracing::debug!(%device, %pack, ?how, "not shown to be there");
+        }
+        bulk.asker.input(Input::Probed { device, pack, how });
     }
 }
 

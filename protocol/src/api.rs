@@ -873,6 +873,8 @@ pub struct Keeping {
     pub surplus: u64,
     /// Copies that devices say they hold, and do not.
     pub disproved: u64,
+    /// Devices of which so many do not exist that none counts.
+    pub distrusted: u64,
     /// Whether this disk had no room for one lately.
     pub no_room: bool,
 }

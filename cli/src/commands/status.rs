@@ -59,6 +59,10 @@ fn keeping(keeping: &Keeping) -> String {
         keeping.disproved,
         "copies that devices say they hold are not there",
     );
+    more(
+        keeping.distrusted,
+        "devices so often have not what they say that nothing of them counts",
+    );
     if keeping.no_room {
         text.push_str("; this disk has no room for more");
     }

@@ -37,6 +37,7 @@ use crate::crowd::Crowd;
 use crate::group;
 use crate::keeper::{Keeper, Pull, Pulled};
 use crate::policy::Policy;
+use crate::probing::{Probe, Probed, Probing};
 use crate::promises::{GaveUp, GiveUp, Promises, Vouch};
 use crate::routing::Routing;
 use crate::seeking::Seeking;
@@ -133,6 +134,15 @@ pub enum Input {
         nonce: Nonce,
         /// The proof, or why there is none.
         outcome: Result<Proof, Refused>,
+    },
+    /// What came of having a device show that it holds a pack.
+    Probed {
+        /// Which device.
+        device: DeviceId,
+        /// Which pack.
+        pack: PackId,
+        /// How.
+        how: Probed,
     },
     /// A copy was given up, or stays.
     GaveUp {
@@ -454,6 +464,8 @@ pub enum Effect {
     Pull(Pull),
     /// Write a promise down, and prove that the pack is here; [`Input::Vouched`] answers.
     Vouch(Vouch),
+    /// Ask a device for a range of a pack that it says it holds; [`Input::Probed`] answers.
+    Probe(Probe),
     /// Give up a copy if its proofs hold; [`Input::GaveUp`] answers.
     GiveUp(GiveUp),
     /// The address book changed and may be kept.
@@ -508,6 +520,7 @@ pub struct Device {
     holdings: Holdings,
     keeper: Keeper,
     promises: Promises,
+    probing: Probing,
     effects: VecDeque<Effect>,
 }
 
@@ -598,6 +611,7 @@ impl Device {
             holdings: Holdings::new(setup.keys.clone(), setup.space),
             keeper: Keeper::new(me, now),
             promises: Promises::new(me, Rng::from_seed(derive("kith nonces 1", &setup.seed))),
+            probing: Probing::new(Rng::from_seed(derive("kith samples 1", &setup.seed))),
             effects: VecDeque::new(),
             keys: setup.keys,
             rng,
@@ -658,6 +672,7 @@ impl Device {
                 nonce,
                 outcome,
             } => self.vouched(peer, nonce, outcome),
+            Input::Probed { device, pack, how } => self.probed(device, pack, how),
             Input::GaveUp { pack, how } => self.promises.gave_up(self.now, pack, how),
             Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
             Input::Offered { key, record } => {
@@ -770,6 +785,7 @@ impl Device {
             self.holdings.next_wakeup(),
             self.keeper.next_due(),
             self.promises.next_due(self.now),
+            self.probing.next_due(&self.connected),
             self.epoch_due,
         ]
         .into_iter()
@@ -899,6 +915,7 @@ impl Device {
         self.holdings.check_invariants();
         self.keeper.check_invariants();
         self.promises.check_invariants();
+        self.probing.check_invariants();
         self.seeking.check_invariants();
         self.routing.check_invariants();
         self.exchange.check_invariants();
@@ -926,6 +943,7 @@ impl Device {
             .handle(self.now, holdings::Input::PeerUp(peer));
         self.keeper.reach_changed(self.now);
         self.promises.peer_up(self.now);
+        self.probing.peer_up(self.now, peer);
         if self.anti_entropy {
             self.gossip.handle(self.now, gossip::Input::PeerUp(peer));
         }

@@ -83,6 +83,8 @@ pub struct Health {
     pub surplus: usize,
     /// Copies that devices say they hold, and do not.
     pub disproved: usize,
+    /// Devices of which so many do not exist that none counts.
+    pub distrusted: usize,
     /// Whether this disk had no room the last time.
     pub no_room: bool,
     /// Whether something has changed and not all was looked at since.
@@ -183,6 +185,8 @@ pub struct Keeper {
     turned: Vec<(PackId, bool)>,
     /// Copies that do not exist, whatever their device says; since when that is known.
     disproved: BTreeMap<(PackId, DeviceId), Time>,
+    /// Devices of which so many do not that none counts.
+    distrusted: BTreeSet<DeviceId>,
 }
 
 impl Keeper {
@@ -209,6 +213,7 @@ impl Keeper {
             surplus: BTreeSet::new(),
             turned: Vec::new(),
             disproved: BTreeMap::new(),
+            distrusted: BTreeSet::new(),
         }
     }
 
@@ -315,6 +320,26 @@ impl Keeper {
         }
     }
 
+    /// It does after all.
+    pub(crate) fn prove(&mut self, now: Time, pack: PackId, device: DeviceId) {
+        if self.disproved.remove(&(pack, device)).is_some() {
+            self.changed.insert(pack);
+            self.look_soon(now);
+        }
+    }
+
+    /// Whether the copies of a device count is to be judged anew: many do not exist, or they do again.
+    pub(crate) fn trust(&mut self, now: Time, device: DeviceId, is_trusted: bool) {
+        let turned = if is_trusted {
+            self.distrusted.remove(&device)
+        } else {
+            device != self.me && self.distrusted.insert(device)
+        };
+        if turned {
+            self.judge_due = Some(now);
+        }
+    }
+
     /// Packs of which there came to be a copy too many here, or no more.
     pub(crate) fn take_turned(&mut self) -> Vec<(PackId, bool)> {
         std::mem::take(&mut self.turned)
@@ -357,6 +382,7 @@ impl Keeper {
             copies: self.copies(),
             surplus: self.surplus.len(),
             disproved: self.disproved.len(),
+            distrusted: self.distrusted.len(),
             no_room: self.no_room_until.is_some_and(|until| until > now),
             is_looking: self.look_due.is_some(),
         }
@@ -538,6 +564,9 @@ impl Keeper {
 
     /// Whether the copies of a device count: it is there, or will be again, and stays.
     fn counts(&self, device: &DeviceId, giver: &Giver, now: Time, view: View<'_>) -> bool {
+        if self.distrusted.contains(device) {
+            return false;
+        }
         let is_here = *device == self.me || view.connected.contains(device);
         let heard = view.holdings.heard(device);
         match giver.leaving {

@@ -21,6 +21,7 @@ mod group;
 pub mod keeper;
 pub mod packs;
 pub mod policy;
+pub mod probing;
 pub mod promises;
 pub mod retirement;
 mod routing;

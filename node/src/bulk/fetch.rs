@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::store::{AdoptError, Keep, Part, StoreError};
-use kith_protocol::bulk::get::{answer_bytes_max, read_piece};
+use kith_protocol::bulk::get::{GROUP_BYTES, answer_bytes_max, read_piece};
 use kith_protocol::bulk::place::{
     DIGESTS_MAX, answer_bytes_max as places_bytes_max, encode_question,
 };
@@ -152,14 +152,42 @@ impl Bulk {
         done.map(|()| run.fetched)
     }
 
+    /// A range of a pack as long as a chunk group, from a device that says it holds the pack: whether it can be had.
+    pub(crate) async fn range(
+        &self,
+        source: DeviceId,
+        pack: PackId,
+        total: u64,
+        offset: u64,
+    ) -> Result<(), Failure> {
+        let ask = Ask {
+            id: 0,
+            source,
+            pack,
+            total,
+            offset,
+            len: GROUP_BYTES.min(total.saturating_sub(offset)),
+        };
+        match self.ask(ask).await {
+            Ok(_) => Ok(()),
+            // Whoever told of the pack may have erred as well.
+            Err(Trouble::Answer(GetError::Length)) => Err(Failure::Broken),
+            Err(trouble) => Err(trouble.into()),
+        }
+    }
+
     /// One piece of a pack.
     async fn piece(&self, ask: Ask) -> Result<Bytes, Failure> {
+        Ok(self.ask(ask).await?)
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Bytes, Trouble> {
         let broken = |error: RawError| match error {
-            RawError::TooLong => Failure::Lied,
-            RawError::Broken | RawError::Stalled => Failure::Broken,
+            RawError::TooLong => Trouble::Answer(GetError::Wrong),
+            RawError::Broken | RawError::Stalled => Trouble::Way,
         };
         let opened = self.inside.open_raw(ask.source, Raw::Packs).await;
-        let mut stream = opened.map_err(|_| Failure::Broken)?;
+        let mut stream = opened.map_err(|_| Trouble::Way)?;
         let request = GetRequest::piece(ask.pack, ask.offset, ask.len).encode();
         stream.write_all(&request, STALL).await.map_err(broken)?;
         stream.close(STALL).await.map_err(broken)?;
@@ -176,12 +204,25 @@ impl Bulk {
             .0 += came;
         let mut piece = self.buffers.lend(length(ask.len));
         let read = read_piece(&ask.pack, ask.total, ask.offset, answer, &mut piece);
-        read.map_err(|error| match error {
-            // It has not got it, or it is damaged there, or the one who told of its length erred.
-            GetError::Short | GetError::Length => Failure::Lacks,
-            GetError::Wrong | GetError::Request => Failure::Lied,
-        })?;
+        read.map_err(Trouble::Answer)?;
         Ok(piece.freeze())
+    }
+}
+
+/// Why a piece did not come.
+enum Trouble {
+    Way,
+    Answer(GetError),
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Way => Self::Broken,
+            // It has not got it, or it is damaged there, or the one who told of its length erred.
+            Trouble::Answer(GetError::Short | GetError::Length) => Self::Lacks,
+            Trouble::Answer(GetError::Wrong | GetError::Request) => Self::Lied,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Spec: `protocol/spec/bulk.md`, "Serving".
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -47,6 +47,7 @@ pub(crate) async fn serve(
     store: Arc<DiskStore>,
     counters: Arc<Counters>,
     traffic: Arc<Mutex<Traffic>>,
+    doubted: Arc<Mutex<BTreeSet<PackId>>>,
 ) {
     let all = Arc::new(Semaphore::new(SERVED_MAX));
     let mut each: BTreeMap<DeviceId, Arc<Semaphore>> = BTreeMap::new();
@@ -54,6 +55,7 @@ pub(crate) async fn serve(
         store,
         counters,
         traffic,
+        doubted,
         trees: Mutex::default(),
         making: Mutex::default(),
     });
@@ -98,6 +100,8 @@ struct Server {
     store: Arc<DiskStore>,
     counters: Arc<Counters>,
     traffic: Arc<Mutex<Traffic>>,
+    /// Packs that turned out to be damaged, for whoever checks them.
+    doubted: Arc<Mutex<BTreeSet<PackId>>>,
     trees: Mutex<Trees>,
     /// Trees that are being made.
     making: Mutex<BTreeMap<PackId, Arc<Mutex<()>>>>,
@@ -281,7 +285,7 @@ impl Server {
         answered.map_err(|error| {
             held(&self.trees).forget(&pack);
             if error.kind() == io::ErrorKind::InvalidData {
-                warn!(%pack, "a pack that was asked for is damaged; `kith verify` names what is");
+                self.is_damaged(pack);
             }
             NotAnswered::Read(pack, error)
         })
@@ -317,12 +321,17 @@ impl Server {
         let at = Instant::now();
         let tree = Tree::of(pack, bytes, Ahead::new(&self.store, *pack, bytes)).map_err(failed)?;
         let Some(tree) = tree else {
-            warn!(%pack, "a pack that was asked for is damaged; `kith verify` names what is");
+            self.is_damaged(*pack);
             return Err(failed(io::ErrorKind::InvalidData.into()));
         };
         let made = Arc::new(Made { tree, at });
         held(&self.trees).put(*pack, made.clone());
         Ok(made)
+    }
+
+    fn is_damaged(&self, pack: PackId) {
+        warn!(%pack, "a pack that was asked for is damaged, and is checked");
+        held(&self.doubted).insert(pack);
     }
 
     async fn tell_places(self: Arc<Self>, mut stream: RawStream) -> Result<(), NotAnswered> {

@@ -469,6 +469,9 @@ impl Driver {
                 Effect::Vouch(vouch) => {
                     let _ = self.to_do.vouches.send(vouch);
                 }
+                Effect::Probe(probe) => {
+                    let _ = self.to_do.probes.send(probe);
+                }
                 Effect::GiveUp(give_up) => {
                     let _ = self.to_do.give_ups.send(give_up);
                 }

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use kith_core::device::{Channel, Effect, Input};
 use kith_core::keeper::Pulled;
+use kith_core::probing::Probed;
 use kith_core::promises::GaveUp;
 use kith_object::id::{DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
@@ -133,6 +134,16 @@ impl World {
                     peer,
                     nonce,
                     outcome,
+                };
+                self.later((0, 0), device, input);
+            }
+            Effect::Probe(probe) => {
+                let how = Probed::Nothing;
+                let (of, pack) = (probe.device, probe.pack);
+                let input = Input::Probed {
+                    device: of,
+                    pack,
+                    how,
                 };
                 self.later((0, 0), device, input);
             }

@@ -16,6 +16,7 @@ use kith_protocol::promise::{Message, Nonce, Promised, Proof, Refused};
 use super::{CommandError, Device, Effect, KIND_HOLDINGS, KIND_PROMISES};
 use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
+use crate::probing::{Probed, Verdict};
 use crate::promises::{Action, Promises};
 use crate::upkeep::Upkeep;
 
@@ -86,6 +87,7 @@ impl Device {
         let (givers, policy) = (arrangement.givers(access), arrangement.policy(access));
         let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         self.keeper.arrange(self.now, givers, policy, view);
+        self.probing.keep(|device| access.belongs(device));
     }
 
     pub(super) fn drain_holdings(&mut self) {
@@ -127,6 +129,8 @@ impl Device {
         }
         let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         self.promises.work(self.now, &self.keeper, view);
+        let probes = self.probing.work(self.now, view);
+        self.effects.extend(probes.into_iter().map(Effect::Probe));
         self.drain_promises();
     }
 
@@ -140,10 +144,28 @@ impl Device {
                 Action::Vouch(vouch) => self.effects.push_back(Effect::Vouch(vouch)),
                 Action::GiveUp(give_up) => self.effects.push_back(Effect::GiveUp(give_up)),
                 Action::Disprove(pack, device) => {
-                    tracing::warn!(%pack, %device, "a device says that it holds a pack, and does not");
                     self.keeper.disprove(self.now, pack, device);
+                    if let Some(verdict) = self.probing.note(&device, false) {
+                        self.judge_copy(pack, device, verdict);
+                    }
                 }
             }
+        }
+    }
+
+    fn judge_copy(&mut self, pack: PackId, device: DeviceId, verdict: Verdict) {
+        if verdict.is_there {
+            self.keeper.prove(self.now, pack, device);
+        } else {
+            tracing::warn!(%pack, %device, "a device says that it holds a pack, and does not");
+            self.keeper.disprove(self.now, pack, device);
+        }
+        self.keeper.trust(self.now, device, verdict.is_trusted);
+    }
+
+    pub(super) fn probed(&mut self, device: DeviceId, pack: PackId, how: Probed) {
+        if let Some(verdict) = self.probing.probed(self.now, device, pack, how) {
+            self.judge_copy(pack, device, verdict);
         }
     }
 

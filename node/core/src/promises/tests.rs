@@ -15,6 +15,7 @@ use super::*;
 use crate::arrangement::Giver;
 use crate::keeper::Pulled;
 use crate::packs::Packs;
+use crate::probing::{Probe, Probed, Probing};
 
 const SPACE: SpaceId = SpaceId([9; 32]);
 const START: Time = Time(1_700_000_000_000);
@@ -49,6 +50,7 @@ enum Event {
     Pulled(usize, PackId, usize),
     Vouched(usize, Vouch),
     GiveUp(usize, GiveUp),
+    Probed(usize, Probe),
     /// A device hears how the mesh is arranged.
     Arranged(usize, BTreeMap<DeviceId, Giver>),
 }
@@ -57,6 +59,7 @@ struct Device {
     keys: DeviceKeys,
     keeper: Keeper,
     promises: Promises,
+    probing: Probing,
     holdings: Holdings,
     packs: Packs,
     givers: BTreeMap<DeviceId, Giver>,
@@ -107,6 +110,7 @@ impl Mesh {
         let devices = all.into_iter().map(|keys| Device {
             keeper: Keeper::new(keys.id(), START),
             promises: Promises::new(keys.id(), rng.split()),
+            probing: Probing::new(rng.split()),
             holdings: Holdings::new(keys.clone(), SPACE),
             packs: Packs::default(),
             givers: givers.clone(),
@@ -164,12 +168,13 @@ impl Mesh {
     /// Whether it runs or not, the device is killed, and begins anew with what lasts.
     fn start(&mut self, at: usize) {
         self.kill(at);
-        let rng = self.rng.split();
+        let (rng, chance) = (self.rng.split(), self.rng.split());
         let (now, members) = (self.now, self.access.members.keys().copied().collect());
         let device = &mut self.devices[at];
         device.is_up = true;
         device.keeper = Keeper::new(device.keys.id(), now);
         device.promises = Promises::new(device.keys.id(), rng);
+        device.probing = Probing::new(chance);
         let promised = device.log.iter().map(|(pack, until)| Promised {
             pack: *pack,
             until: *until,
@@ -208,6 +213,7 @@ impl Mesh {
                 device.holdings.handle(now, holdings::Input::PeerUp(peer));
                 device.keeper.reach_changed(now);
                 device.promises.peer_up(now);
+                device.probing.peer_up(now, peer);
             } else if !up && device.connected.remove(&peer) {
                 device.holdings.handle(now, holdings::Input::PeerDown(peer));
                 device.keeper.reach_changed(now);
@@ -282,7 +288,8 @@ impl Mesh {
         if !self.devices[at].is_up {
             return;
         }
-        let (mut todo, mut frames) = (Vec::new(), Vec::new());
+        let (mut todo, mut frames, mut probes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut fetching = Vec::new();
         let device = &mut self.devices[at];
         loop {
             while let Some(effect) = device.holdings.poll_effect() {
@@ -316,19 +323,34 @@ impl Mesh {
             while let Some(action) = device.promises.poll_action() {
                 is_over = false;
                 match action {
-                    Action::Disprove(pack, of) => device.keeper.disprove(self.now, pack, of),
+                    Action::Disprove(pack, of) => {
+                        device.keeper.disprove(self.now, pack, of);
+                        if let Some(verdict) = device.probing.note(&of, false) {
+                            device.keeper.trust(self.now, of, verdict.is_trusted);
+                        }
+                    }
                     other => todo.push(other),
                 }
             }
+            probes.extend(device.probing.work(self.now, view));
             device.keeper.check_invariants();
+            device.probing.check_invariants();
             device.promises.check_invariants();
-            for pull in pulls {
-                let source = pull.sources[0];
-                todo.push(Action::Disprove(pull.pack, source));
-            }
+            fetching.extend(pulls);
             if is_over {
                 break;
             }
+        }
+        for pull in fetching {
+            // From any of them, as long as one has it.
+            let sources = pull.sources.iter().map(|id| self.place(id));
+            let sources: Vec<usize> = sources.collect();
+            let has = |source: &&usize| self.devices[**source].disk.contains(&pull.pack);
+            let source = *sources.iter().find(has).unwrap_or(&sources[0]);
+            self.later(at, 60_000, Event::Pulled(at, pull.pack, source));
+        }
+        for probe in probes {
+            self.later(at, 2000, Event::Probed(at, probe));
         }
         for (peer, bytes) in frames {
             let len = bytes.len();
@@ -357,11 +379,7 @@ impl Mesh {
                 }
                 Action::Vouch(vouch) => self.later(at, 20_000, Event::Vouched(at, vouch)),
                 Action::GiveUp(give_up) => self.later(at, 5000, Event::GiveUp(at, give_up)),
-                // A pull, see above.
-                Action::Disprove(pack, source) => {
-                    let source = self.place(&source);
-                    self.later(at, 60_000, Event::Pulled(at, pack, source));
-                }
+                Action::Disprove(..) => {}
             }
         }
     }
@@ -434,11 +452,37 @@ impl Mesh {
                 }
             }
             Event::GiveUp(at, give_up) => self.give_up(at, &give_up),
+            Event::Probed(at, probe) => self.probed(at, probe),
             Event::Arranged(at, givers) => {
                 self.devices[at].givers = givers;
                 self.arrange(at);
                 self.settle(at);
             }
+        }
+    }
+
+    fn probed(&mut self, at: usize, probe: Probe) {
+        let (of, pack) = (self.place(&probe.device), probe.pack);
+        let is_there = self.devices[of].disk.contains(&pack);
+        let device = &mut self.devices[at];
+        let how = match device.connected.contains(&probe.device) {
+            true if is_there => Probed::Sound,
+            true => Probed::False,
+            false => Probed::Nothing,
+        };
+        if let Some(verdict) = device.probing.probed(self.now, probe.device, pack, how) {
+            if verdict.is_there {
+                device.keeper.prove(self.now, pack, probe.device);
+            } else {
+                device.keeper.disprove(self.now, pack, probe.device);
+            }
+            let trusted = verdict.is_trusted;
+            device.keeper.trust(self.now, probe.device, trusted);
+        }
+        self.settle(at);
+        if how == Probed::False && !self.liars.contains(&of) {
+            // Who reads the pack for that finds out.
+            self.holds(of, pack, false);
         }
     }
 
@@ -489,6 +533,7 @@ impl Mesh {
                     of.holdings.next_wakeup(),
                     of.keeper.next_due(),
                     of.promises.next_due(self.now),
+                    of.probing.next_due(&of.connected),
                 ];
                 Some((due.into_iter().flatten().min()?, at))
             });
@@ -506,6 +551,7 @@ impl Mesh {
                     Event::Pulled(at, ..)
                     | Event::Vouched(at, _)
                     | Event::GiveUp(at, _)
+                    | Event::Probed(at, _)
                     | Event::Arranged(at, _) => *at,
                 };
                 let device = &mut self.devices[at];
@@ -604,7 +650,8 @@ fn nothing_goes_on_the_word_of_a_liar_or_of_too_few() {
     assert_eq!(mesh.holders(&pack(0)), [0, 1, 3]);
     assert_eq!(mesh.given_up, 0);
     let health = mesh.devices[0].keeper.health(mesh.now);
-    assert_eq!((health.disproved, health.at_risk), (1, 0), "{health:?}");
+    // It was asked for no other pack.
+    assert_eq!((health.distrusted, health.at_risk), (1, 0), "{health:?}");
     // It has it after all.
     mesh.liars.clear();
     mesh.holds(2, pack(0), true);
@@ -719,6 +766,97 @@ fn what_was_promised_is_known_after_a_restart_and_with_damage_nothing_goes() {
     assert!(mesh.given_up > 0);
 }
 
+#[test]
+fn a_device_that_holds_nothing_of_what_it_says_is_replaced() {
+    let mut mesh = Mesh::new(5, 4, 2);
+    mesh.connect_all();
+    for n in 0..30 {
+        mesh.born(n, 0);
+    }
+    mesh.pass(Span::from_secs(1800));
+    mesh.liars.insert(3);
+    let lost = std::mem::take(&mut mesh.devices[3].disk);
+    assert!(lost.len() > 5, "{}", lost.len());
+    mesh.pass(Span::from_secs(12 * 3600));
+    for n in 0..30 {
+        let held = mesh.holders(&pack(n));
+        assert!(held.len() >= 2, "pack {n}: {held:?}");
+    }
+    for at in 0..3 {
+        let health = mesh.devices[at].keeper.health(mesh.now);
+        assert_eq!((health.distrusted, health.at_risk), (1, 0), "{at}");
+    }
+    // It is honest again, and is trusted again.
+    mesh.liars.clear();
+    for pack in lost {
+        mesh.holds(3, pack, true);
+    }
+    mesh.pass(Span::from_secs(2 * 86_400));
+    for at in 0..3 {
+        let health = mesh.devices[at].keeper.health(mesh.now);
+        assert_eq!((health.distrusted, health.disproved), (0, 0), "{at}");
+    }
+}
+
+#[test]
+fn samples_are_few_and_what_fails_once_is_asked_for_again() {
+    let mut mesh = Mesh::new(6, 2, 2);
+    mesh.connect_all();
+    for n in 0..20 {
+        mesh.born(n, 0);
+    }
+    mesh.pass(Span::from_secs(1800));
+    let (now, peer) = (mesh.now, mesh.id(1));
+    let device = &mut mesh.devices[0];
+    let view = View {
+        access: &mesh.access,
+        packs: &device.packs,
+        holdings: &device.holdings,
+        connected: &device.connected,
+    };
+    let mut probing = Probing::new(Rng::from_seed([1; 32]));
+    probing.peer_up(now, peer);
+    let mut asked: Vec<Probe> = Vec::new();
+    let (mut at, end) = (now, now + Span::from_secs(86_400));
+    while let Some(due) = probing.next_due(view.connected).filter(|due| *due <= end) {
+        at = due;
+        for probe in probing.work(at, view) {
+            assert!(probe.offset < probe.bytes);
+            assert_eq!(
+                probing.probed(at, probe.device, pack(99), Probed::False),
+                None
+            );
+            let verdict = probing.probed(at, probe.device, probe.pack, Probed::Sound);
+            assert!(verdict.unwrap().is_trusted);
+            asked.push(probe);
+        }
+    }
+    assert_eq!(asked.len(), 4 * 6, "four of them, six times a day");
+    let packs: BTreeSet<PackId> = asked.iter().map(|probe| probe.pack).collect();
+    assert!(packs.len() > 8, "{}", packs.len());
+    // One that fails is asked for once more, and it is no matter if it does not fail then.
+    let mut fails = |probing: &mut Probing, second: Probed| {
+        at = probing.next_due(view.connected).unwrap();
+        let first = probing.work(at, view).pop().unwrap();
+        assert_eq!(probing.probed(at, peer, first.pack, Probed::False), None);
+        let due = probing.next_due(view.connected).unwrap();
+        assert_eq!(due, at + Span::from_secs(60));
+        let again = probing.work(due, view).pop().unwrap();
+        assert_eq!(again.pack, first.pack);
+        let verdict = probing.probed(due, peer, again.pack, second);
+        verdict.map(|verdict| (verdict.is_there, verdict.is_trusted))
+    };
+    assert_eq!(fails(&mut probing, Probed::Sound), Some((true, true)));
+    assert_eq!(fails(&mut probing, Probed::Nothing), None);
+    assert_eq!(fails(&mut probing, Probed::False), Some((false, true)));
+    assert_eq!(fails(&mut probing, Probed::False), Some((false, true)));
+    assert_eq!(fails(&mut probing, Probed::False), Some((false, false)));
+    for _ in 0..8 {
+        probing.note(&peer, true);
+    }
+    assert_eq!(fails(&mut probing, Probed::False), Some((false, true)));
+}
+
 /// Some days of a mesh in which everything happens at random; the laws are looked at in [`Mesh::give_up`].
 fn random_days(seed: u64) -> usize {
     let mut rng = Rng::from_seed(derive("test days", &seed.to_le_bytes()));
@@ -780,16 +918,8 @@ fn random_days(seed: u64) -> usize {
         .collect();
     mesh.rearrange(&givers, 1000);
     mesh.connect_all();
-    // What a disk has lost is found by scrub, sooner or later.
-    mesh.pass(Span::from_secs(3600));
-    for at in 0..count {
-        let own = mesh.devices[at].disk.iter();
-        let own = own.map(|pack| HoldingTag::from(*pack)).collect();
-        let (now, own) = (mesh.now, holdings::Input::Own(own));
-        mesh.devices[at].holdings.handle(now, own);
-        mesh.settle(at);
-    }
-    mesh.pass(Span::from_secs(4 * 86_400));
+    // What a disk has lost is found by samples.
+    mesh.pass(Span::from_secs(6 * 86_400));
     for n in before {
         let held: BTreeSet<usize> = mesh.holders(&pack(n)).into_iter().collect();
         assert_eq!(held, mesh.placed(&pack(n)), "seed {seed}, pack {n}");

@@ -63,6 +63,7 @@ pub(super) fn keeping(device: &Device) -> api::Keeping {
         out_of_reach: health.out_of_reach as u64,
         surplus: health.surplus as u64,
         disproved: health.disproved as u64,
+        distrusted: health.distrusted as u64,
         no_room: health.no_room,
     }
 }
