@@ -5,12 +5,13 @@ use std::io::ErrorKind;
 
 use bytes::Bytes;
 use kith_crdt::chain::Entry;
-use kith_object::disk::{Crash, SimDisk};
-use kith_object::id::{Cid, EntryId, SpaceId};
+use kith_object::disk::{Crash, Disk, SimDisk};
+use kith_object::id::{Cid, EntryId, PackId, SpaceId};
 use kith_object::index::MemIndex;
 use kith_object::key::Rng;
 use kith_object::log::{Log, LogError};
 use kith_object::store::{Store, StoreConfig, StoreError};
+use kith_protocol::promise::Promised;
 
 /// Packs on one simulated disk, the log on another, as they are in two folders on a real one.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,10 @@ pub struct Storage {
     pub log: Log<SimDisk>,
     /// Where each entry is.
     pub offsets: BTreeMap<EntryId, u64>,
+    /// What it promised to others, where packs are kept for others.
+    pub promises: Option<Log<SimDisk>>,
+    /// Of these, what was found at the start; and whether there was more.
+    pub promised: (Vec<Promised>, bool),
 }
 
 impl Storage {
@@ -46,6 +51,8 @@ impl Storage {
 
 /// Name of the log.
 const LOG: &str = "entries.log";
+/// Name of the log of promises.
+const PROMISES: &str = "promises.log";
 
 /// Why a device does not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,14 +94,14 @@ impl Disks {
         self.log.heal();
     }
 
-    /// Opens what is there, as a starting process does; returns the entries found too.
+    /// Opens what is there, as a starting process does, with the log of promises if there is to be one; returns the entries found too.
     ///
     /// # Errors
     /// [`OpenError`] where the disk has no room or fails just then.
     ///
     /// # Panics
     /// If the storage does not open for any other reason: after whatever crash, it must.
-    pub fn open(&self, space: SpaceId) -> Result<(Storage, Vec<Bytes>), OpenError> {
+    pub fn open(&self, space: SpaceId, promises: bool) -> Result<(Storage, Vec<Bytes>), OpenError> {
         let config = StoreConfig::new(space);
         let faulty = self.packs.is_faulty() || self.log.is_faulty();
         let (store, _) = match Store::open(self.packs.clone(), MemIndex::new(), config) {
@@ -113,12 +120,41 @@ impl Disks {
             Err(error) if faulty => return Err(OpenError::Log(error)),
             opened => opened.expect("the log opens after any crash"),
         };
+        let mut promised = (Vec::new(), false);
+        let promises = if promises {
+            let opened =
+                Log::open_each(
+                    self.log.clone(),
+                    PROMISES,
+                    |_, record| match Promised::decode(&record) {
+                        Ok(record) => promised.0.push(record),
+                        Err(_) => promised.1 = true,
+                    },
+                );
+            match opened {
+                Err(error) if faulty => return Err(OpenError::Log(error)),
+                opened => {
+                    let (log, report) = opened.expect("the log of promises opens after any crash");
+                    promised.1 |= !report.damaged.is_empty();
+                    Some(log)
+                }
+            }
+        } else {
+            None
+        };
         let storage = Storage {
             store,
             log,
             offsets,
+            promises,
+            promised,
         };
         Ok((storage, entries))
+    }
+
+    /// Whether a pack lies there to stay, of a device that does not run.
+    pub fn holds(&self, pack: &PackId) -> bool {
+        self.packs.len(&format!("{pack}.pack")).is_ok()
     }
 
     /// Lets a bit of a pack turn over, if there is one; answers what happened.

@@ -11,12 +11,13 @@ mod units;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use kith_core::arrangement::GRACE;
 use kith_object::time::Span;
 use toml::Spanned;
 
 use self::lines::{FAR, loss, way};
 use self::text::{DeviceText, File, HarmText, TimesText, WorkText};
-use self::units::{DAY, Hours, Length, Range, SECOND, Size};
+use self::units::{DAY, Hours, Length, MINUTE, Range, SECOND, Size};
 use crate::plan::{
     Access, DevicePlan, Doing, Harm, HarmPlan, Nat, Path, Plan, Site, Times, When, Work, Wrong,
 };
@@ -25,6 +26,8 @@ use crate::plan::{
 const DEVICES_MAX: usize = 10_000;
 /// Longest run: ten years.
 const LENGTH_MAX: u64 = 10 * 366 * DAY;
+/// A device is not given up sooner.
+const GRACE_MIN: u64 = MINUTE;
 /// Things that people do in one run, and bytes that they put.
 const DOINGS_MAX: u64 = 5_000_000;
 const BYTES_MAX: u64 = 64 << 30;
@@ -305,6 +308,16 @@ impl Reading {
                 }
                 size => size.as_ref().map(|size| size.get_ref().0),
             };
+            let gives = match &text.gives {
+                Some(size) if size.get_ref().0 > CAPACITY_MAX => {
+                    return bad(size, "`gives` is more than any device holds, 1000000TB");
+                }
+                size => size.as_ref().map_or(0, |size| size.get_ref().0),
+            };
+            let grace = match &text.grace {
+                Some(grace) => Span(within(grace, "grace", GRACE_MIN, LENGTH_MAX)?),
+                None => GRACE,
+            };
             let fails = match &text.fails {
                 Some(share) if share.get_ref().0 > 990_000 => {
                     return bad(
@@ -354,6 +367,8 @@ impl Reading {
                     reads,
                     syncs,
                     capacity,
+                    gives,
+                    grace,
                     fails,
                 });
             }

@@ -186,6 +186,10 @@ pub struct DevicePlan {
     pub syncs: (u64, u64),
     /// Bytes of packs it may hold; as many as one likes if absent.
     pub capacity: Option<u64>,
+    /// Bytes it gives for packs that others rely on.
+    pub gives: u64,
+    /// The silence after which others count it as gone.
+    pub grace: Span,
     /// How many of such devices are lost or break in a year, of a million.
     pub fails: Option<u64>,
 }
@@ -280,6 +284,8 @@ pub enum Wrong {
     Storm(u64),
     /// A device stands still: nothing it is told gets through to it, and then all does.
     Paused,
+    /// All of the devices are lost for good, at once.
+    Lost,
 }
 
 impl Wrong {
@@ -293,6 +299,7 @@ impl Wrong {
                 | Self::Sector
                 | Self::Restored(_)
                 | Self::Moved
+                | Self::Lost
         )
     }
 }

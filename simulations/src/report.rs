@@ -245,6 +245,7 @@ fn lane(page: &mut String, record: &Record, (place, name): (usize, &str), end: u
                 &format!("did harm ({how})"),
                 *at,
             ),
+            Mark::Lost => dot(&mut signs, x, top, "#000", "was lost for good", *at),
             Mark::Removed => dot(&mut signs, x, top, "#000", "was removed from the mesh", *at),
         }
     }

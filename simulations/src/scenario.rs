@@ -74,7 +74,7 @@ impl Report {
 }
 
 /// Those that come with Kith.
-const ALL: [(&str, &str); 7] = [
+const ALL: [(&str, &str); 9] = [
     ("split-brain", include_str!("../scenarios/split-brain.toml")),
     ("family-five", include_str!("../scenarios/family-five.toml")),
     ("slow-uplink", include_str!("../scenarios/slow-uplink.toml")),
@@ -87,6 +87,8 @@ const ALL: [(&str, &str); 7] = [
         "hostile-neighbour",
         include_str!("../scenarios/hostile-neighbour.toml"),
     ),
+    ("lost-phone", include_str!("../scenarios/lost-phone.toml")),
+    ("site-fire", include_str!("../scenarios/site-fire.toml")),
     (
         "thousand-nodes",
         include_str!("../scenarios/thousand-nodes.toml"),
@@ -179,6 +181,7 @@ impl Scenario {
         let agree_at = Span(plan.length.0 + plan.settle.0);
         run_until(&mut world, agree_at);
         let mut failures = check::agreement(&world);
+        failures.extend(world.badly_kept());
         let honest: Vec<usize> = world.honest().map(|(device, _)| device).collect();
         world.forgive_rot();
         world.give_up_the_rest();
@@ -270,7 +273,13 @@ mod tests {
     use super::*;
 
     /// Those that take seconds.
-    const SLOW: [&str; 3] = ["family-five", "month-of-laptops", "thousand-nodes"];
+    const SLOW: [&str; 5] = [
+        "family-five",
+        "month-of-laptops",
+        "thousand-nodes",
+        "lost-phone",
+        "site-fire",
+    ];
 
     /// Those that come with Kith; of a thousand devices one in 25, unless the long form is asked for.
     fn to_test() -> impl Iterator<Item = (&'static str, Scenario)> {

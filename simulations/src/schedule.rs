@@ -249,6 +249,7 @@ fn go_wrong(world: &mut World, plan: &Plan, fault: &Fault, at: Span, rng: &mut R
             world.at(Span(at.0.saturating_sub(age)), Act::Backup(device));
             world.at(at, Act::Restore(device));
         }
+        Wrong::Lost => world.at(at, Act::Lose(fault.devices.clone())),
         Wrong::Moved => {
             let device = one(&fault.devices, rng);
             world.at(at, Act::Relocate(device));

@@ -187,7 +187,23 @@ impl Draft {
         let mut draft = Self { head, parts };
         draft.worse_ways(minutes, sites, rng);
         draft.worse_devices(rng);
+        draft.keeping(devices, rng);
         draft
+    }
+
+    /// Devices that give room for packs, so that others fetch copies, prove them, and give theirs up.
+    fn keeping(&mut self, devices: u64, rng: &mut Rng) {
+        if !whether(4, rng) {
+            return;
+        }
+        for device in 0..devices {
+            if whether(5, rng) {
+                continue;
+            }
+            let name = format!("[[device]]\nname = 'd{device}'\n");
+            let gives = format!("{name}gives = '{}MB'\n", 1 + rng.below(400));
+            self.head = self.head.replacen(&name, &gives, 1);
+        }
     }
 
     /// Lines that are others at other hours, routers, bursts, one-way faults.

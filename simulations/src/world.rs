@@ -4,6 +4,7 @@
 
 mod acts;
 mod effects;
+mod keeping;
 mod laws;
 mod lookups;
 mod malice;
@@ -19,11 +20,13 @@ use kith_core::book::Book;
 use kith_core::device::{Channel, Command, Device, Input, Setup};
 use kith_crdt::names::{Change, TreePath};
 use kith_crdt::replica::Resealed;
-use kith_object::id::{Cid, DeviceId, EntryId, SpaceId};
+use kith_object::id::{Cid, DeviceId, EntryId, PackId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Secret};
+use kith_object::store::Born;
 use kith_object::time::{Span, Time};
 
 pub use self::acts::Act;
+use self::keeping::{Gives, Moving};
 use self::laws::Laws;
 use self::lookups::Dht;
 use self::malice::Malice;
@@ -107,6 +110,14 @@ enum Event {
     GiveUp { device: usize, life: u64, read: u64 },
     /// It is looked whether entries lag.
     Look,
+    /// A device says what it gives for packs.
+    Offer { device: usize, life: u64 },
+    /// A device looks after its packs.
+    Tend { device: usize, life: u64 },
+    /// A pack comes, to the run of the device that asked for it.
+    Moved { life: u64, moving: Moving },
+    /// An admin says that a device is lost.
+    Declare(usize),
     /// A device that stood still goes on, if it still is to.
     GoOn(usize),
     /// A connection over which nothing came for a while counts as gone, if nothing comes still.
@@ -165,12 +176,27 @@ pub struct Slot {
     moves: u64,
     /// Where it knows the others to be, as it had that kept.
     book: Option<Bytes>,
+    /// What it gives for packs, where any device does.
+    gives: Option<Gives>,
+    /// Packs that were closed and not told of yet.
+    unborn: Vec<Born>,
+    /// It is gone for good.
+    is_lost: bool,
 }
 
 impl Slot {
     /// Whether it is held to the rules, and owed what they promise.
     fn is_honest(&self) -> bool {
-        self.malice.is_none() && !self.expelled
+        self.malice.is_none() && !self.expelled && !self.is_lost
+    }
+
+    /// Whether it has to be started again before it takes anything more.
+    fn is_stuck(&self) -> bool {
+        let store = self.running.as_ref().map(|running| &running.storage.store);
+        // Where packs are kept for others a store that takes nothing is missed.
+        let is_broken =
+            || self.gives.is_some() && store.is_some_and(|store| store.flush().is_err());
+        self.log_failed || is_broken()
     }
 
     /// How long its processor takes for an input, milliseconds.
@@ -284,6 +310,10 @@ pub struct World {
     promises: Vec<Promise>,
     /// Which device acknowledged each of them.
     promised_by: Vec<usize>,
+    /// And when.
+    acked: Vec<Time>,
+    /// Packs that are being told of, by the number of the command.
+    telling: BTreeMap<u64, (usize, Vec<PackId>)>,
     read_back: u64,
     /// What happened.
     pub trace: Trace,
@@ -317,9 +347,9 @@ impl World {
         let hostile = plan.hostile();
         let slots = keys
             .into_iter()
-            .zip(&plan.devices)
+            .zip(plan.devices.iter().zip(Gives::of(plan)))
             .enumerate()
-            .map(|(place, (keys, of))| Slot {
+            .map(|(place, (keys, (of, gives)))| Slot {
                 keys,
                 since: START,
                 malice: hostile.contains(&place).then(Malice::default),
@@ -330,6 +360,9 @@ impl World {
                 held: VecDeque::new(),
                 moves: 0,
                 book: None,
+                gives,
+                unborn: Vec::new(),
+                is_lost: false,
                 clock: Clock {
                     ahead: of.skew,
                     drift: of.drift,
@@ -386,6 +419,8 @@ impl World {
             dht,
             promises: Vec::new(),
             promised_by: Vec::new(),
+            acked: Vec::new(),
+            telling: BTreeMap::new(),
             read_back: 0,
             trace,
             marks: Vec::new(),
@@ -395,7 +430,8 @@ impl World {
             let Some(slot) = world.slots.get(device) else {
                 continue;
             };
-            let (storage, _) = slot.disks.open(space).expect("a new disk opens");
+            let opened = slot.disks.open(space, slot.gives.is_some());
+            let (storage, _) = opened.expect("a new disk opens");
             for entry in &entries {
                 storage
                     .log
@@ -507,7 +543,7 @@ impl World {
                 slot.disks.leave_room(None, None);
             }
             self.go_on(device);
-            if self.slots.get(device).is_some_and(|slot| slot.log_failed) {
+            if self.slots.get(device).is_some_and(Slot::is_stuck) {
                 self.end(device, true);
             }
             if let Some(slot) = self.slots.get_mut(device) {
@@ -745,6 +781,22 @@ impl World {
                 }
             }
             Event::Look => self.nothing_lags(),
+            Event::Offer { device, life } => {
+                if self.life(device) == life {
+                    self.offer(device);
+                }
+            }
+            Event::Tend { device, life } => {
+                if self.life(device) == life {
+                    self.tend(device);
+                }
+            }
+            Event::Moved { life, moving } => {
+                if self.life(moving.to) == life {
+                    self.moved(&moving);
+                }
+            }
+            Event::Declare(device) => self.declare(device),
             Event::GoOn(device) => self.go_on(device),
             Event::Silent { one, other, number } => self.is_given_up(one, other, number),
             Event::Punch {
@@ -767,10 +819,10 @@ impl World {
         let Some(slot) = self.slots.get_mut(device) else {
             return;
         };
-        if slot.running.is_some() {
+        if slot.running.is_some() || slot.is_lost {
             return;
         }
-        let (storage, entries) = match slot.disks.open(space) {
+        let (mut storage, entries) = match slot.disks.open(space, slot.gives.is_some()) {
             Ok(opened) => opened,
             Err(error) => {
                 self.trace
@@ -792,6 +844,8 @@ impl World {
         let mut machine = Device::open(local, setup, &entries);
         // Everyone knows where everyone was at first.
         machine.recall(slot.book.as_ref().unwrap_or(&self.book));
+        let (promised, is_damaged) = std::mem::take(&mut storage.promised);
+        machine.recall_promises(promised, is_damaged);
         if let Some(slot) = self.slots.get_mut(device) {
             slot.life += 1;
             slot.since = now;
@@ -805,6 +859,7 @@ impl World {
         self.trace.note(now, device, format_args!("starts"));
         self.keeps_its_word(device);
         self.input(device, Input::Listening(vec![self.address(device)]));
+        self.begin_to_keep(device);
     }
 
     /// Ends a device's run, by a power cut or in order.
@@ -829,6 +884,7 @@ impl World {
         slot.held.clear();
         slot.pending.clear();
         slot.fetches.clear();
+        slot.unborn.clear();
         if by_crash {
             slot.disks.crash(&mut self.rng);
         }
@@ -1017,6 +1073,16 @@ impl World {
         if let Some(slot) = self.slots.get_mut(device) {
             slot.expelled = true;
         }
+        self.forgotten(device);
+    }
+
+    /// Nobody waits for a device any more that was honest so far.
+    fn forget(&mut self, device: usize) {
+        self.everyone -= 1;
+        self.forgotten(device);
+    }
+
+    fn forgotten(&mut self, device: usize) {
         let all = self.everyone;
         let (now, delays) = (self.now, &mut self.delays);
         let everywhere = &mut self.everywhere;

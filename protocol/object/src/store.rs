@@ -207,7 +207,7 @@ pub struct Store<D, I> {
 }
 
 impl<D: Disk, I: Index> Store<D, I> {
-    /// Packs closed since the last call, those found unknown at the opening included. [`Store::packs`] has them all.
+    /// Kept packs closed since the last call, those found unknown at the opening included. [`Store::packs`] has them all.
     pub fn born(&self) -> Vec<Born> {
         std::mem::take(&mut *lock(&self.born))
     }

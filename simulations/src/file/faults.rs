@@ -15,7 +15,7 @@ use crate::plan::{Fault, Wrong};
 const SLOW_MAX: u64 = MINUTE;
 
 /// Each kind, with the keys that only some kinds have.
-const KINDS: [(&str, &[&str]); 15] = [
+const KINDS: [(&str, &[&str]); 16] = [
     ("partition", &["groups", "one-way"]),
     ("crash", &["devices"]),
     ("unlucky", &["devices", "chance"]),
@@ -31,6 +31,7 @@ const KINDS: [(&str, &[&str]); 15] = [
     ("paused", &["devices"]),
     ("moved", &["devices"]),
     ("storm", &["loss"]),
+    ("lost", &["devices"]),
 ];
 
 fn names(of: impl Iterator<Item = &'static str>) -> String {
@@ -147,6 +148,10 @@ impl Reading {
             }
             "paused" => Wrong::Paused,
             "moved" => Wrong::Moved,
+            "lost" if text.devices.is_none() => {
+                return without("say which devices are lost, all at once: `devices`");
+            }
+            "lost" => Wrong::Lost,
             "storm" => match &text.loss {
                 Some(lost) => Wrong::Storm(loss(Some(lost))?),
                 None => return without("say how many packets are lost: `loss`"),

@@ -162,6 +162,8 @@ table! { DeviceText {
     drift: Option<Spanned<i64>>,
     online: Option<Spanned<Hours>>,
     capacity: Option<Spanned<Size>>,
+    gives: Option<Spanned<Size>>,
+    grace: Option<Spanned<Length>>,
     fails: Option<Spanned<Share>>,
     relay: Option<bool>,
     cpu: Option<Spanned<Length>>,

@@ -74,6 +74,8 @@ pub enum Act {
     Restore(usize),
     /// It stands still for so long.
     Pause(usize, Span),
+    /// All of these are lost for good.
+    Lose(Vec<usize>),
     /// It is reached at another address from now on.
     Relocate(usize),
     /// So many more packets of a million are lost.
@@ -191,6 +193,7 @@ impl World {
                 self.push(until, Event::GoOn(device));
             }
             Act::Relocate(device) => self.relocate(device),
+            Act::Lose(devices) => self.lose(&devices),
             Act::Storm(loss) => {
                 self.mark(0, Mark::Storms(true));
                 self.trace.note(self.now, 0, format_args!("storms"));
@@ -308,6 +311,8 @@ impl World {
             .note(self.now, device, format_args!("is put back to a backup"));
         if let Some(slot) = self.slots.get_mut(device) {
             slot.disks = disks;
+            // What it had promised to keep it may have no more.
+            slot.rotten |= slot.gives.is_some();
             slot.disks.mend();
             slot.disks.leave_room(slot.capacity, None);
         }

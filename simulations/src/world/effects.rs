@@ -4,12 +4,8 @@
 
 use bytes::Bytes;
 use kith_core::device::{Channel, Effect, Input};
-use kith_core::keeper::Pulled;
-use kith_core::probing::Probed;
-use kith_core::promises::GaveUp;
 use kith_object::id::{DeviceId, EntryId};
 use kith_protocol::exchange::Loaded;
-use kith_protocol::promise::Refused;
 
 use super::{Event, World};
 
@@ -121,36 +117,10 @@ impl World {
                     slot.book = Some(book);
                 }
             }
-            // No device of a scenario gives room for packs.
-            Effect::Pull(pull) => {
-                let how = Pulled::Failed;
-                let pack = pull.pack;
-                self.later((0, 0), device, Input::Pulled { pack, how });
-            }
-            Effect::Vouch(vouch) => {
-                let (peer, nonce) = (vouch.challenge.asker, vouch.challenge.nonce);
-                let outcome = Err(Refused::Lacking);
-                let input = Input::Vouched {
-                    peer,
-                    nonce,
-                    outcome,
-                };
-                self.later((0, 0), device, input);
-            }
-            Effect::Probe(probe) => {
-                let how = Probed::Nothing;
-                let (of, pack) = (probe.device, probe.pack);
-                let input = Input::Probed {
-                    device: of,
-                    pack,
-                    how,
-                };
-                self.later((0, 0), device, input);
-            }
-            Effect::GiveUp(give_up) => {
-                let (pack, how) = (give_up.pack, GaveUp::Stays);
-                self.later((0, 0), device, Input::GaveUp { pack, how });
-            }
+            Effect::Pull(pull) => self.pull(device, &pull),
+            Effect::Vouch(vouch) => self.vouch(device, &vouch),
+            Effect::Probe(probe) => self.probe(device, &probe),
+            Effect::GiveUp(give_up) => self.give_copy_up(device, &give_up),
             Effect::Provide(key) => self.provide(device, key),
             Effect::FindProviders(key) => self.find_providers(device, key),
             Effect::PutRecord { key, record } => self.put_record(device, key, &record),
@@ -162,6 +132,7 @@ impl World {
                 };
                 let promises = slot.pending.remove(&request).unwrap_or_default();
                 let expelled = self.expelling.remove(&request);
+                self.told_of(request, outcome.is_ok());
                 match outcome {
                     Ok(()) => {
                         if let Some(expelled) = expelled {
@@ -172,6 +143,7 @@ impl World {
                         self.promised_by
                             .resize(self.promises.len() + promises.len(), device);
                         self.promises.extend(promises);
+                        self.acked.resize(self.promises.len(), self.now);
                         self.may_crash(device);
                     }
                     Err(error) => {

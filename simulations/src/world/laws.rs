@@ -78,7 +78,9 @@ impl World {
         let own = own.filter(|(_, by)| **by == device);
         for (Promise { cid, .. }, _) in own {
             let known = machine.tree().link_of(cid).is_some();
-            let held = slot.rotten || storage.store.has(cid).unwrap_or(false);
+            // What it gave up others have, or it is found when it is read.
+            let held =
+                slot.rotten || slot.gives.is_some() || storage.store.has(cid).unwrap_or(false);
             if known && held {
                 continue;
             }

@@ -71,11 +71,14 @@ impl World {
             }
         };
         let rotten = |by: usize| self.slots.get(by).is_some_and(|slot| slot.rotten);
+        // Where copies move, what one acknowledged may have been kept by another.
+        let moves = self.slots.iter().any(|slot| slot.gives.is_some());
         let pairs = self.promises.iter().zip(&self.promised_by);
         let kept: Vec<(Promise, usize)> = pairs
-            .filter(|(promise, by)| !rotten(**by) || whole(promise).is_some())
+            .filter(|(promise, by)| !(moves || rotten(**by)) || whole(promise).is_some())
             .map(|(promise, by)| (promise.clone(), *by))
             .collect();
+        // When they were acknowledged is asked no more.
         (self.promises, self.promised_by) = kept.into_iter().unzip();
     }
 
@@ -297,7 +300,13 @@ impl World {
         let Some(running) = &slot.running else { return };
         let verified =
             Verified::check(&cid, block).expect("the exchange hands over what it verified");
-        if let Err(error) = running.storage.store.put_verified(Class::Bulk, verified) {
+        let store = &running.storage.store;
+        let stored = match slot.gives {
+            // Others keep it.
+            Some(_) => store.put_cached(Class::Bulk, verified),
+            None => store.put_verified(Class::Bulk, verified),
+        };
+        if let Err(error) = stored {
             self.trace.note(
                 self.now,
                 device,

@@ -51,6 +51,8 @@ pub enum Mark {
     Harms(&'static str),
     /// It was removed from the mesh.
     Removed,
+    /// It is lost for good.
+    Lost,
     /// The partition of that number begins.
     Parted(u64),
     /// It is over.

@@ -307,9 +307,15 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         // After its blocks have left `held`: who found one there began before, and relies on a pack that is younger than itself.
         lock(&self.retiring).closed(*id);
-        let (pack, found) = (*id, false);
-        lock(&self.born).push(Born { pack, info, found });
+        self.note_born(*id, info, false, pack.file.keep);
         Ok(())
+    }
+
+    /// Of a cached pack nobody is to be told: it goes when room is needed.
+    pub(super) fn note_born(&self, pack: PackId, info: PackInfo, found: bool, keep: Keep) {
+        if keep == Keep::Kept {
+            lock(&self.born).push(Born { pack, info, found });
+        }
     }
 
     pub(super) fn sync_failed(&self, source: io::Error) -> StoreError {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::open_pack::ROOM_CHECK_BYTES;
 use super::room::Wanted;
-use super::{Born, Keep, Store, StoreError};
+use super::{Keep, Store, StoreError};
 use crate::disk::{Disk, lock};
 use crate::id::{Cid, PackId};
 use crate::index::{Index, PackInfo};
@@ -274,8 +274,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             .map_err(|source| StoreError::Index { source })?;
         lock(&self.stats).packs_adopted += 1;
         lock(&self.retiring).closed(part.pack);
-        let (pack, found) = (part.pack, false);
-        lock(&self.born).push(Born { pack, info, found });
+        self.note_born(part.pack, info, false, part.keep);
         Ok(info)
     }
 

@@ -10,7 +10,7 @@ use super::open_pack::{
     Finish, Held, PackFile, ROOM_CHECK_BYTES, Room, SealedPack, UNFINISHED_MAX, Writer, Writing,
 };
 use super::{
-    Born, Keep, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
+    Keep, RecoveryReport, Store, StoreConfig, StoreError, Verified, closed_id, closed_name,
     open_number,
 };
 use crate::disk::{Disk, Group, lock};
@@ -125,8 +125,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             match store.read_footer(pack) {
                 Ok((info, blocks)) => match store.index.insert_pack(pack, info, &blocks) {
                     Ok(()) => {
-                        let (pack, found) = (**pack, true);
-                        lock(&store.born).push(Born { pack, info, found });
+                        store.note_born(**pack, info, true, store.keep_of(pack));
                         report.indexed += 1;
                     }
                     Err(source)

@@ -806,6 +806,20 @@ fn what_is_let_go_is_cached_unless_somebody_relies_on_it() {
 }
 
 #[test]
+fn of_cached_packs_nobody_is_told() {
+    let store = opened(&SimDisk::new(), None);
+    cache(&store, 0..5);
+    let bytes = thousand(9);
+    store
+        .put(Class::Bulk, &Cid::of_block(&bytes), &bytes)
+        .unwrap();
+    store.close_packs().unwrap();
+    let born = store.born();
+    assert_eq!((born.len(), store.packs().unwrap().len()), (1, 2));
+    assert_eq!(store.keep_of(&born[0].pack), Keep::Kept);
+}
+
+#[test]
 fn quota_is_hard_and_cached_packs_go_first() {
     let disk = SimDisk::new();
     // Of which a quarter is in reserve.
