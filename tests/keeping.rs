@@ -226,7 +226,13 @@ fn packs_stay_at_the_sites_that_were_named() {
         }
     }
     // It may read all the same, and write; but what it wrote does not stay there.
+    let packs = || number(&devices[0].status()["keeping"], "packs");
+    let before = packs();
     assert_eq!(devices[2].cat("/file 0"), noise(4, 1 << 20));
+    // What was read is closed now, and is nobody's business.
+    devices[2].ok(["gc"]);
+    devices[2].agrees_with(&devices[0]);
+    assert_eq!(packs(), before);
     let file = place.write("from afar", noise(9, 1 << 20));
     let file = file.to_str().expect("a path");
     devices[2].ok(["put", file, "--wait", "replicated"]);

