@@ -572,11 +572,16 @@ impl Node {
             if reached.missing_count > PART_MAX {
                 // A few first: where one of these comes, most of the others would.
                 let few: Vec<Cid> = asked.iter().take(FETCH_BATCH).copied().collect();
-                if self.fetch(few.clone(), snapshot, pace).await?.len() < few.len() {
+                let absent = self
+                    .fetch(few.clone(), snapshot, pace, Keep::Cached)
+                    .await?;
+                if absent.len() < few.len() {
                     return Ok(reached);
                 }
             }
-            let absent = self.fetch(asked.clone(), snapshot, pace).await?;
+            let absent = self
+                .fetch(asked.clone(), snapshot, pace, Keep::Kept)
+                .await?;
             let after = self.asker.look(all_are_here).await;
             for cid in asked.iter().filter(|cid| !absent.contains(cid)) {
                 memory.absent.remove(cid);
@@ -634,16 +639,18 @@ impl Node {
         self.asker.look(look).await.ok_or(RunError::Ending)
     }
 
-    /// Asks others for blocks, which then lie here to stay; answers those that nobody within reach has.
+    /// Asks others for blocks, which then lie here, to stay if so wanted; answers those that nobody within reach has.
     async fn fetch(
         &self,
         cids: Vec<Cid>,
         snapshot: &Snapshot,
         pace: &Arc<Pace>,
+        keep: Keep,
     ) -> Result<BTreeSet<Cid>, RunError> {
-        let source = self.source_with(snapshot.opener.clone(), false, Keep::Kept);
+        let source = self.source_with(snapshot.opener.clone(), false, keep);
         let pace = pace.clone();
-        let fetched = tokio::task::spawn_blocking(move || fetch_all(&source, &cids, &pace)).await;
+        let fetched = tokio::task::spawn_blocking(move || fetch_all(&source, &cids, &pace, keep));
+        let fetched = fetched.await;
         let absent = fetched.map_err(|_| RunError::Ending)??;
         self.job(|store| store.flush()).await?;
         Ok(absent)
@@ -922,7 +929,7 @@ impl Node {
                         .await?
                 };
                 if !owed.is_empty() {
-                    self.fetch(owed, snapshot, pace).await?;
+                    self.fetch(owed, snapshot, pace, Keep::Kept).await?;
                     let still = self
                         .job(move |store| collect::owed(store, &left_out, &reached))
                         .await?;
@@ -962,14 +969,19 @@ impl Node {
     }
 }
 
-fn fetch_all(source: &Source, cids: &[Cid], pace: &Pace) -> Result<BTreeSet<Cid>, ReadError> {
+fn fetch_all(
+    source: &Source,
+    cids: &[Cid],
+    pace: &Pace,
+    keep: Keep,
+) -> Result<BTreeSet<Cid>, ReadError> {
     let mut absent = BTreeSet::new();
     for few in cids.chunks(FETCH_BATCH) {
         if pace.cancelled.load(Ordering::Relaxed) {
             return Err(ReadError::Cancelled);
         }
         let found = source.blocks(few)?;
-        for (cid, block) in &found {
+        for (cid, block) in found.iter().filter(|_| keep == Keep::Kept) {
             // One that lies here in a pack on its way out is written anew.
             source
                 .store

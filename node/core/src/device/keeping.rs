@@ -20,6 +20,9 @@ use crate::probing::{Probed, Verdict};
 use crate::promises::{Action, Promises};
 use crate::upkeep::Upkeep;
 
+/// Most messages about promises on the way to one device.
+const PROMISES_UNDER_WAY_MAX: usize = 128;
+
 impl Device {
     /// What every device holds.
     pub fn holdings(&self) -> &Holdings {
@@ -138,6 +141,12 @@ impl Device {
         while let Some(action) = self.promises.poll_action() {
             match action {
                 Action::Send(peer, message) => {
+                    let under_way = self.under_way.entry(peer).or_default().iter();
+                    let messages = under_way.filter(|(kind, _)| *kind == KIND_PROMISES);
+                    if messages.count() >= PROMISES_UNDER_WAY_MAX {
+                        // It reads nothing, and waits in vain.
+                        continue;
+                    }
                     self.is_of_use(peer);
                     self.send_sync(peer, KIND_PROMISES, &message.encode());
                 }
