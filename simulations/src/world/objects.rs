@@ -294,6 +294,7 @@ impl World {
     }
 
     pub(super) fn got(&mut self, device: usize, requests: &[u64], cid: Cid, block: &Bytes) {
+        let reads = self.waiting(device, requests, &cid);
         let Some(slot) = self.slots.get_mut(device) else {
             return;
         };
@@ -312,33 +313,44 @@ impl World {
                 device,
                 format_args!("cannot store a block: {error}"),
             );
-            let mine = |fetch: &Fetch| fetch.requests.iter().any(|of| requests.contains(of));
-            let reads = slot.fetches.iter().filter(|(_, fetch)| mine(fetch));
-            let reads: Vec<u64> = reads.map(|(number, _)| *number).collect();
             for read in reads {
                 self.give_up(device, read);
             }
             return;
         }
+        for read in &reads {
+            // Whoever reads has it, whatever becomes of what is stored.
+            if let Some(fetch) = slot.fetches.get_mut(read) {
+                let fed = fetch.reader.feed_verified(&cid, block);
+                fed.expect("what a member sealed opens");
+            }
+        }
         self.later((0, 0), device, Input::Stored(vec![cid]));
-        self.arrived(device, requests, cid);
+        for read in reads {
+            self.advance(device, read);
+        }
     }
 
     /// A block is here that these requests waited for.
     pub(super) fn arrived(&mut self, device: usize, requests: &[u64], cid: Cid) {
+        for read in self.waiting(device, requests, &cid) {
+            self.advance(device, read);
+        }
+    }
+
+    /// The reads that these requests are for and that waited for a block; they do not any more.
+    fn waiting(&mut self, device: usize, requests: &[u64], cid: &Cid) -> Vec<u64> {
         let Some(slot) = self.slots.get_mut(device) else {
-            return;
+            return Vec::new();
         };
-        let mut advanced = Vec::new();
+        let mut reads = Vec::new();
         for (number, fetch) in &mut slot.fetches {
             let mine = |request| requests.contains(request);
-            if fetch.requests.iter().any(mine) && fetch.wanted.remove(&cid) {
-                advanced.push(*number);
+            if fetch.requests.iter().any(mine) && fetch.wanted.remove(cid) {
+                reads.push(*number);
             }
         }
-        for number in advanced {
-            self.advance(device, number);
-        }
+        reads
     }
 }
 

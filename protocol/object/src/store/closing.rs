@@ -249,16 +249,19 @@ impl<D: Disk, I: Index> Store<D, I> {
         let kept = closed_name(id, Keep::Kept);
         let mut cached = self.cached_mut();
         match keep {
-            // The same bytes in a kept pack: this one is not needed. `enter` finds the kept one.
+            // The same bytes as in a kept pack, which may be damaged: these are sound. `enter` finds the kept one.
             Keep::Cached if self.disk.len(&kept).is_ok() => {
-                let bytes = self.disk.len(from)?;
-                self.disk.remove(from)?;
-                self.less_used(bytes);
+                let replaced = self.disk.len(&kept)?;
+                self.disk.rename(from, &kept)?;
+                self.less_used(replaced);
                 Ok(())
             }
             Keep::Cached => {
                 let bytes = self.disk.len(from)?;
-                self.disk.rename(from, &closed_name(id, keep))?;
+                let name = closed_name(id, keep);
+                let replaced = self.disk.len(&name).unwrap_or_default();
+                self.disk.rename(from, &name)?;
+                self.less_used(replaced);
                 cached.insert(*id, bytes);
                 Ok(())
             }

@@ -147,7 +147,14 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         for name in damaged {
-            match store.salvage(&name, None) {
+            if store.is_mended(&name)? {
+                continue;
+            }
+            let salvaged = match closed_id(&name) {
+                Some((pack, _)) => store.quarantine(&pack),
+                None => store.salvage(&name, None),
+            };
+            match salvaged {
                 Ok(kept) => report.damaged.push(kept),
                 Err(error @ (StoreError::Sync { .. } | StoreError::Broken)) => return Err(error),
                 Err(error) => {
@@ -167,6 +174,18 @@ impl<D: Disk, I: Index> Store<D, I> {
             store.measure()?;
         }
         Ok((store, report))
+    }
+
+    /// Whether an unfinished pack has been closed under the name of a damaged one: the same blocks in the same order, all of them sound.
+    fn is_mended(&self, name: &str) -> Result<bool, StoreError> {
+        let Some((pack, _)) = closed_id(name) else {
+            return Ok(false);
+        };
+        match self.read_footer(&pack) {
+            Ok(_) => Ok(true),
+            Err(StoreError::Pack { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes the cached file of a pack whose kept file is there and sound: a change of name that a crash undid in part.

@@ -976,6 +976,87 @@ fn promoted_pack_is_kept_for_good() {
     assert_eq!(disk.list().unwrap(), [name]);
 }
 
+/// Puts five blocks; answers the bytes of their pack before it was closed, and the name of the closed one.
+fn five(disk: &SimDisk, keep: Keep) -> (Vec<u8>, String) {
+    let store = opened(disk, None);
+    put_five(&store, keep);
+    let open = disk.list().unwrap()[0].clone();
+    let records = disk.read_at(&open, 0, disk.len(&open).unwrap() as usize);
+    store.close_packs().unwrap();
+    let closed = disk.list().unwrap()[0].clone();
+    (records.unwrap(), closed)
+}
+
+fn put_five(store: &Store<SimDisk, Arc<MemIndex>>, keep: Keep) {
+    for number in 0..5 {
+        let bytes = thousand(number);
+        let block = Verified::of(&bytes);
+        match keep {
+            Keep::Kept => store.put_verified(Class::Bulk, block).unwrap(),
+            Keep::Cached => store.put_cached(Class::Bulk, block).unwrap(),
+        };
+    }
+    store.flush().unwrap();
+}
+
+#[test]
+fn unfinished_pack_mends_the_damaged_one_whose_name_it_gets() {
+    let kinds = [Keep::Kept, Keep::Cached];
+    for (before, after) in kinds.map(|keep| kinds.map(|other| (keep, other))).concat() {
+        let disk = SimDisk::new();
+        let (records, closed) = five(&disk, before);
+        disk.flip(&closed, (disk.len(&closed).unwrap() - 10) * 8);
+        // What it held was put again, into a pack that was not closed yet.
+        let open = format!("open-0.{}", after.suffix());
+        disk.create(&open).unwrap();
+        disk.append(&open, &records).unwrap();
+        disk.sync(&open).unwrap();
+        let (store, report) = Store::open(disk.clone(), MemIndex::new(), config()).unwrap();
+        let context = format!("{before:?}, then {after:?}");
+        assert_eq!(
+            (report.recovered, report.damaged),
+            (1, Vec::new()),
+            "{context}"
+        );
+        let [name] = &disk.list().unwrap()[..] else {
+            panic!("{context}: one file");
+        };
+        let is_kept = before == Keep::Kept || after == Keep::Kept;
+        assert_eq!(name.ends_with(".pack"), is_kept, "{context}");
+        for number in 0..5 {
+            let bytes = thousand(number);
+            let found = store.get(&Cid::of_block(&bytes)).unwrap();
+            assert_eq!(found.unwrap(), bytes, "{context}: block {number}");
+        }
+        let used = store.usage().unwrap().bytes;
+        assert_eq!(used, disk.len(name).unwrap(), "{context}");
+    }
+}
+
+#[test]
+fn what_is_read_anew_of_a_damaged_kept_pack_mends_it() {
+    let disk = SimDisk::new();
+    let (_, closed) = five(&disk, Keep::Kept);
+    let store = opened(&disk, None);
+    // A bit in each block; each is found damaged, and comes again from another device.
+    for number in 0..5 {
+        let cid = Cid::of_block(&thousand(number));
+        let place = store.index().locations(&cid).unwrap()[0];
+        disk.flip(&closed, u64::from(place.offset) * 8);
+        assert!(matches!(store.get(&cid), Err(StoreError::Corrupt { .. })));
+    }
+    put_five(&store, Keep::Cached);
+    store.close_packs().unwrap();
+    assert_eq!(disk.list().unwrap(), std::slice::from_ref(&closed));
+    for number in 0..5 {
+        let bytes = thousand(number);
+        let found = store.get(&Cid::of_block(&bytes)).unwrap();
+        assert_eq!(found.unwrap(), bytes);
+    }
+    assert_eq!(store.cached_packs(), []);
+    assert_eq!(store.usage().unwrap().bytes, disk.len(&closed).unwrap());
+}
+
 #[test]
 fn floor_is_a_gib_or_a_part_of_a_small_disk() {
     let disk = SimDisk::new();
