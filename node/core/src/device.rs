@@ -785,7 +785,7 @@ impl Device {
             self.holdings.next_wakeup(),
             self.keeper.next_due(),
             self.promises.next_due(self.now),
-            self.probing.next_due(&self.connected),
+            self.probing.next_due(),
             self.epoch_due,
         ]
         .into_iter()
@@ -959,6 +959,7 @@ impl Device {
             .handle(self.now, holdings::Input::PeerDown(peer));
         self.keeper.reach_changed(self.now);
         self.promises.peer_down(self.now, peer);
+        self.probing.peer_down(peer);
         self.crowd.left(&peer);
         self.telling.left(&peer);
         self.exchange

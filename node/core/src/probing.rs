@@ -83,6 +83,8 @@ pub(crate) struct Verdict {
 pub(crate) struct Probing {
     rng: Rng,
     peers: BTreeMap<DeviceId, Peer>,
+    /// Those that are connected, by when they are due.
+    order: BTreeSet<(Time, DeviceId)>,
     under_way: BTreeSet<(DeviceId, PackId)>,
 }
 
@@ -92,6 +94,7 @@ impl Probing {
         Self {
             rng,
             peers: BTreeMap::new(),
+            order: BTreeSet::new(),
             under_way: BTreeSet::new(),
         }
     }
@@ -106,38 +109,59 @@ impl Probing {
             answers: Vec::new(),
         });
         // Not put off by much: who comes and goes all the time is asked too.
-        peer.due = peer.due.max(now + RETURNED);
+        let due = peer.due.max(now + RETURNED);
+        self.order.remove(&(peer.due, device));
+        self.order.insert((due, device));
+        peer.due = due;
+    }
+
+    /// A device went.
+    pub(crate) fn peer_down(&mut self, device: DeviceId) {
+        if let Some(peer) = self.peers.get(&device) {
+            self.order.remove(&(peer.due, device));
+        }
     }
 
     /// Forgets who does not belong any more.
     pub(crate) fn keep(&mut self, belongs: impl Fn(&DeviceId) -> bool) {
         self.peers.retain(|device, _| belongs(device));
+        let peers = &self.peers;
+        self.order.retain(|(_, device)| peers.contains_key(device));
+    }
+
+    /// Puts a device off until then, if it is connected.
+    fn put_off(&mut self, device: DeviceId, due: Time) {
+        if let Some(peer) = self.peers.get_mut(&device) {
+            if self.order.remove(&(peer.due, device)) {
+                self.order.insert((due, device));
+            }
+            peer.due = due;
+        }
     }
 
     /// What to ask for now.
     pub(crate) fn work(&mut self, now: Time, view: View<'_>) -> Vec<Probe> {
         let mut probes = Vec::new();
-        for device in view.connected {
-            if self.under_way.len() >= UNDER_WAY_MAX {
-                break;
-            }
-            let Some(peer) = self.peers.get_mut(device).filter(|peer| peer.due <= now) else {
+        while self.under_way.len() < UNDER_WAY_MAX
+            && let Some((_, device)) = self.order.first().copied().filter(|(due, _)| *due <= now)
+        {
+            self.put_off(device, now + EVERY);
+            let Some(peer) = self.peers.get_mut(&device) else {
                 continue;
             };
-            peer.due = now + EVERY;
-            let failed = peer.again.and_then(|pack| holds(&pack, device, view));
+            let failed = peer.again.and_then(|pack| holds(&pack, &device, view));
             let sample = failed.or_else(|| {
                 peer.again = None;
-                sample(&mut self.rng, device, view)
+                sample(&mut self.rng, &device, view)
             });
             let Some((pack, bytes)) = sample else {
                 continue;
             };
             peer.left = peer.left.saturating_sub(1);
-            if self.under_way.insert((*device, pack)) {
+            if self.under_way.insert((device, pack)) {
                 let groups = bytes.div_ceil(GROUP_BYTES).max(1);
                 probes.push(Probe {
-                    device: *device,
+                    device,
                     pack,
                     bytes,
                     offset: self.rng.below(groups) * GROUP_BYTES,
@@ -163,11 +187,11 @@ impl Probing {
         if how == Probed::False && !was_again {
             peer.again = Some(pack);
             peer.left += 1;
-            peer.due = now + AGAIN;
+            self.put_off(device, now + AGAIN);
             return None;
         }
         if peer.left > 0 {
-            peer.due = now + BETWEEN;
+            self.put_off(device, now + BETWEEN);
         } else {
             peer.left = SAMPLE;
         }
@@ -192,12 +216,9 @@ impl Probing {
     }
 
     /// When something is due next.
-    pub(crate) fn next_due(&self, connected: &BTreeSet<DeviceId>) -> Option<Time> {
-        if self.under_way.len() >= UNDER_WAY_MAX {
-            return None;
-        }
-        let peers = connected.iter().filter_map(|id| self.peers.get(id));
-        peers.map(|peer| peer.due).min()
+    pub(crate) fn next_due(&self) -> Option<Time> {
+        let next = self.order.first().map(|(due, _)| *due);
+        next.filter(|_| self.under_way.len() < UNDER_WAY_MAX)
     }
 
     /// Laws that hold between any two inputs.
@@ -212,6 +233,12 @@ impl Probing {
         assert!(
             self.peers.values().all(|of| of.answers.len() <= REMEMBERED),
             "what is remembered is bounded"
+        );
+        assert!(
+            self.order.iter().all(|(due, device)| {
+                self.peers.get(device).is_some_and(|of| of.due == *due)
+            }),
+            "each is asked when it is due"
         );
     }
 }

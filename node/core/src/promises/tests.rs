@@ -218,6 +218,7 @@ impl Mesh {
                 device.holdings.handle(now, holdings::Input::PeerDown(peer));
                 device.keeper.reach_changed(now);
                 device.promises.peer_down(now, peer);
+                device.probing.peer_down(peer);
             }
             self.settle(at);
         }
@@ -533,7 +534,7 @@ impl Mesh {
                     of.holdings.next_wakeup(),
                     of.keeper.next_due(),
                     of.promises.next_due(self.now),
-                    of.probing.next_due(&of.connected),
+                    of.probing.next_due(),
                 ];
                 Some((due.into_iter().flatten().min()?, at))
             });
@@ -818,7 +819,7 @@ fn samples_are_few_and_what_fails_once_is_asked_for_again() {
     probing.peer_up(now, peer);
     let mut asked: Vec<Probe> = Vec::new();
     let (mut at, end) = (now, now + Span::from_secs(86_400));
-    while let Some(due) = probing.next_due(view.connected).filter(|due| *due <= end) {
+    while let Some(due) = probing.next_due().filter(|due| *due <= end) {
         at = due;
         for probe in probing.work(at, view) {
             assert!(probe.offset < probe.bytes);
@@ -836,10 +837,10 @@ fn samples_are_few_and_what_fails_once_is_asked_for_again() {
     assert!(packs.len() > 8, "{}", packs.len());
     // One that fails is asked for once more, and it is no matter if it does not fail then.
     let mut fails = |probing: &mut Probing, second: Probed| {
-        at = probing.next_due(view.connected).unwrap();
+        at = probing.next_due().unwrap();
         let first = probing.work(at, view).pop().unwrap();
         assert_eq!(probing.probed(at, peer, first.pack, Probed::False), None);
-        let due = probing.next_due(view.connected).unwrap();
+        let due = probing.next_due().unwrap();
         assert_eq!(due, at + Span::from_secs(60));
         let again = probing.work(due, view).pop().unwrap();
         assert_eq!(again.pack, first.pack);
