@@ -2145,6 +2145,11 @@ def check_promises(vector):
         pack = bytes(n % 251 for n in range(vector["len"]))
         said = b"".join(bytes.fromhex(vector[part]) for part in ("nonce", "holder", "asker"))
         expect(blake3_keyed(derive("kith promise 1", said), pack).hex(), vector["proof"], "proof")
+    elif vector["kind"] == "blocks":
+        said = b"".join(bytes.fromhex(vector[part]) for part in ("nonce", "holder", "asker"))
+        blocks = [bytes.fromhex(block) for block in vector["blocks"]]
+        framed = b"".join(len(block).to_bytes(4, "little") + block for block in blocks)
+        expect(blake3_keyed(derive("kith promise blocks 1", said), framed).hex(), vector["proof"], "proof of blocks")
     elif vector["kind"] == "rank":
         rank = derive("kith promise rank 1", bytes.fromhex(vector["pack"] + vector["device"]))
         expect(rank.hex(), vector["rank"], "rank")
@@ -2157,6 +2162,14 @@ def check_promises(vector):
             reader.take(32)
         elif kind == 3:
             refuse_if(not 1 <= reader.number(1) <= 5, "malformed: no such reason")
+        elif kind == 4:
+            count = reader.number(4)
+            refuse_if(not 1 <= count <= 16384, "malformed: too many blocks, or none")
+            reader.take(32 * count)
+        elif kind == 5:
+            reader.take(32)
+            refuse_if(not 1 <= reader.left() <= 2048, "malformed: too many blocks, or none")
+            reader.take(reader.left())
         else:
             refuse_if(True, "malformed: message of no known kind")
         refuse_if(reader.left(), "malformed: trailing bytes")

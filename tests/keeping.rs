@@ -336,6 +336,52 @@ fn one_device_merges_small_packs_and_the_others_follow() {
     assert_eq!(holders(&devices[1], "/small 3").len(), 1);
 }
 
+#[test]
+fn what_was_merged_elsewhere_goes_once_others_have_proved_its_blocks() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["desk", "attic"]);
+    let mut cellar = place.join("cellar", &devices[0]);
+    up_without_room(&mut cellar);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    let contents: Vec<Vec<u8>> = (0..9).map(|n| noise(60 + n, 100_000)).collect();
+    for (n, bytes) in contents.iter().enumerate() {
+        let file = place.write(format!("small {n}"), bytes);
+        let file = file.to_str().expect("a path");
+        devices[0].ok(["put", file, "--wait", "replicated"]);
+    }
+    assert_eq!(packs_on_disk(&devices[1]).len(), 9);
+    // While one of the two is away its place is given to the third, and all is merged.
+    devices[1].stop();
+    for (name, room) in [("attic", "0"), ("cellar", "1G")] {
+        devices[0].ok(["device", "set", name, "--capacity", room]);
+    }
+    let run = devices[0].ok(["gc"]).event("collected");
+    assert_eq!(
+        (&run["merged"], &run["dropped"]),
+        (&Value::from(9), &Value::from(9))
+    );
+    let both: BTreeSet<String> = ["desk", "cellar"].map(str::to_owned).into();
+    wait_until("what it was merged into is where it should be", || {
+        let held = holders(&devices[0], "/small 3");
+        held.contains(&both).then_some(())
+    });
+    // It has what was merged, and not what that was merged into.
+    up_without_room(&mut devices[1]);
+    wait_until("the first one is empty", || {
+        packs_on_disk(&devices[1]).is_empty().then_some(())
+    });
+    // The third may have fetched what was merged before the merge; there it goes as it does at home.
+    cellar.ok(["gc"]);
+    wait_until("nothing else is left", || {
+        (holders(&devices[1], "/small 3") == std::slice::from_ref(&both)).then_some(())
+    });
+    for device in [&devices[1], &cellar] {
+        for (n, bytes) in contents.iter().enumerate() {
+            assert_eq!(&device.cat(&format!("/small {n}")), bytes);
+        }
+    }
+}
+
 /// Starts a device that gives no room, so that whatever it puts is for others to keep.
 fn up_without_room(device: &mut Kith) {
     device.up_with(&["--listen", "127.0.0.1", "--capacity", "0"]);

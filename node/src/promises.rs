@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use kith_core::collect;
 use kith_core::device::Input;
-use kith_core::promises::{GaveUp, GiveUp, Vouch};
+use kith_core::promises::{GaveUp, GiveUp, Vouch, Vouched, Wish};
 use kith_core::vouch;
 use kith_crdt::names::Kept;
 use kith_object::disk::Disk;
@@ -19,7 +19,7 @@ use kith_object::object::{Leaves, Reach, Reached};
 use kith_object::seal::Opener;
 use kith_object::store::StoreError;
 use kith_object::time::Time;
-use kith_protocol::promise::{Promised, Proof, Refused};
+use kith_protocol::promise::{Promised, Refused};
 use tokio::sync::mpsc;
 
 use crate::config::{Durability, fresh_rng, now};
@@ -105,14 +105,14 @@ impl PromiseLog {
         Ok((log, recalled))
     }
 
-    /// Writes a promise down; it lasts when this returns.
-    fn write(&mut self, promised: &Promised) -> Result<(), LogError> {
+    /// Writes down that these packs are promised until then; it lasts when this returns.
+    fn write(&mut self, packs: &[PackId], until: Time) -> Result<(), LogError> {
         self.tidy(ANEW_BYTES);
-        let offset = self.log.append(&promised.encode())?;
-        self.log.sync()?;
-        self.standing
-            .insert(promised.pack, (offset, promised.until));
-        Ok(())
+        for &pack in packs {
+            let offset = self.log.append(&Promised { pack, until }.encode())?;
+            self.standing.insert(pack, (offset, until));
+        }
+        self.log.sync()
     }
 
     /// Leaves out what has ended, if the log is longer than that and twice as long as it has to be.
@@ -166,12 +166,12 @@ impl Voucher {
                     return;
                 }
                 let outcome = self.prove(&vouch);
-                let (pack, peer) = (vouch.promised.pack, vouch.challenge.asker);
-                if let Err(why) = outcome {
+                let (wish, peer) = (&vouch.wish, vouch.challenge.asker);
+                if let (Err(why), Wish::Pack(pack)) = (&outcome, wish) {
                     tracing::debug!(%pack, ?why, %peer, "not promised");
-                }
-                if outcome == Err(Refused::Damaged) {
-                    held(&self.doubted).insert(pack);
+                    if *why == Refused::Damaged {
+                        held(&self.doubted).insert(*pack);
+                    }
                 }
                 let nonce = vouch.challenge.nonce;
                 self.asker.input(Input::Vouched {
@@ -184,16 +184,24 @@ impl Voucher {
         let _ = tokio::task::spawn_blocking(work).await;
     }
 
-    fn prove(&mut self, vouch: &Vouch) -> Result<Proof, Refused> {
-        let proof = vouch::vouch(&self.store, vouch)?;
+    fn prove(&mut self, vouch: &Vouch) -> Result<Vouched, Refused> {
+        let vouched = vouch::vouch(&self.store, vouch)?;
         // With relaxed durability its bytes may not last yet.
         self.settler.settle().map_err(|_| Refused::Unwritten)?;
-        self.log.write(&vouch.promised).map_err(|error| {
+        let written = self.log.write(&vouched.packs, vouch.until);
+        written.map_err(|error| {
             tracing::warn!(%error, "nothing is promised");
             Refused::Unwritten
         })?;
-        Ok(proof)
+        Ok(vouched)
     }
+}
+
+/// What to do about a copy that is too many.
+pub(crate) enum Surplus {
+    /// Say which blocks of a pack lie in no other here that stays.
+    List(PackId),
+    GiveUp(GiveUp),
 }
 
 /// Gives up what others have promised to keep, one after the other, until the machine ends.
@@ -201,11 +209,18 @@ pub(crate) async fn give_up_all(
     store: Arc<DiskStore>,
     pins: Arc<PinFile>,
     asker: Asker,
-    mut give_ups: mpsc::UnboundedReceiver<GiveUp>,
+    mut surplus: mpsc::UnboundedReceiver<Surplus>,
     ending: Arc<AtomicBool>,
 ) {
     let mut pinned = Pinned::default();
-    while let Some(give_up) = give_ups.recv().await {
+    while let Some(next) = surplus.recv().await {
+        let give_up = match next {
+            Surplus::GiveUp(give_up) => give_up,
+            Surplus::List(pack) => {
+                list(store.clone(), &asker, pack).await;
+                continue;
+            }
+        };
         let opener = asker.look(|device| Opener::new(device.replica().dedup_secrets()));
         let Some(opener) = opener.await else { return };
         let (store, pins, ending) = (store.clone(), pins.clone(), ending.clone());
@@ -233,6 +248,20 @@ pub(crate) async fn give_up_all(
         }
         asker.input(Input::GaveUp { pack, how });
     }
+}
+
+/// Lists the blocks of a pack that others are to be asked for.
+async fn list(store: Arc<DiskStore>, asker: &Asker, pack: PackId) {
+    let list = tokio::task::spawn_blocking(move || vouch::list(&*store, &pack));
+    let digests = match list.await {
+        Ok(Ok(digests)) => digests,
+        Ok(Err(error)) => {
+            tracing::debug!(%pack, %error, "what was replaced cannot be listed");
+            None
+        }
+        Err(_) => None,
+    };
+    asker.input(Input::Listed { pack, digests });
 }
 
 /// What the pins reach, as long as they are the same.
@@ -311,9 +340,9 @@ mod tests {
         assert!(recalled.promised.is_empty() && !recalled.is_damaged);
         for n in 0..40 {
             let until = if n < 30 { Time(5) } else { later };
-            log.write(&promised(n, until)).unwrap();
+            log.write(&[PackId([n; 32])], until).unwrap();
         }
-        log.write(&promised(39, Time(later.0 + 1))).unwrap();
+        log.write(&[PackId([39; 32])], Time(later.0 + 1)).unwrap();
         let long = log.log.len_bytes();
         drop(log);
         let (mut log, recalled) = open();
@@ -322,7 +351,7 @@ mod tests {
         assert_eq!(recalled.promised, expected);
         assert!(log.log.len_bytes() < long / 3, "{}", log.log.len_bytes());
         // And goes on where it was.
-        log.write(&promised(50, later)).unwrap();
+        log.write(&[PackId([50; 32])], later).unwrap();
         drop(log);
         expected.push(promised(50, later));
         let (_, recalled) = open();
@@ -336,7 +365,7 @@ mod tests {
         let later = Time(now().0 + 1_000_000);
         let (mut log, _) = PromiseLog::open(home.path()).unwrap();
         for n in 0..3 {
-            log.write(&promised(n, later)).unwrap();
+            log.write(&[PackId([n; 32])], later).unwrap();
         }
         drop(log);
         let path = home.path().join("logs").join(LOG);
@@ -349,7 +378,7 @@ mod tests {
         std::fs::write(&path, [7; 1000]).unwrap();
         let (mut log, recalled) = PromiseLog::open(home.path()).unwrap();
         assert!(recalled.is_damaged && recalled.promised.is_empty());
-        log.write(&promised(1, later)).unwrap();
+        log.write(&[PackId([1; 32])], later).unwrap();
         drop(log);
         assert!(home.path().join("logs").join("promises.log.bad").exists());
         let (_, recalled) = PromiseLog::open(home.path()).unwrap();

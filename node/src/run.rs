@@ -706,16 +706,19 @@ impl Node {
             std::mem::take(&mut *unborn)
         };
         if waiting.iter().any(|born| born.found) {
-            // What an opening found may be long known, and on its way out: to say it anew would call it back.
-            let known = move |device: &kith_core::device::Device| {
-                let retirements = device.upkeep().retirements();
-                waiting.retain(|born| !born.found || !retirements.is_born(&born.pack));
-                waiting
+            let part = move |device: &kith_core::device::Device| {
+                let (untold, known): (Vec<_>, Vec<_>) =
+                    waiting.into_iter().partition(|born| device.is_untold(born));
+                let is_new = known.iter().any(|born| !device.holds(&born.pack));
+                (untold, is_new)
             };
-            let Some(left) = self.asker.look(known).await else {
+            let Some((untold, is_new)) = self.asker.look(part).await else {
                 return;
             };
-            waiting = left;
+            waiting = untold;
+            if is_new {
+                self.tell_holdings().await;
+            }
         }
         let records: Vec<Born> = waiting
             .iter()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kith_core::device::Input;
 use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
 use kith_core::probing::{Probe, Probed};
-use kith_core::promises::{GiveUp, Vouch};
+use kith_core::promises::Vouch;
 use kith_object::id::PackId;
 use kith_object::index::{Index, PackInfo};
 use kith_object::pack::Class;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::bulk::{Bulk, FetchError, Wanted};
+use crate::promises::Surplus;
 use crate::store::DiskStore;
 
 /// What the machine wants done about packs; it wants little at once.
@@ -26,7 +27,7 @@ use crate::store::DiskStore;
 pub(crate) struct ToDo {
     pub(crate) pulls: mpsc::UnboundedSender<Pull>,
     pub(crate) vouches: mpsc::UnboundedSender<Vouch>,
-    pub(crate) give_ups: mpsc::UnboundedSender<GiveUp>,
+    pub(crate) give_ups: mpsc::UnboundedSender<Surplus>,
     pub(crate) probes: mpsc::UnboundedSender<Probe>,
 }
 
@@ -35,7 +36,7 @@ pub(crate) struct ToDo {
 pub(crate) struct Queues {
     pub(crate) pulls: mpsc::UnboundedReceiver<Pull>,
     pub(crate) vouches: mpsc::UnboundedReceiver<Vouch>,
-    pub(crate) give_ups: mpsc::UnboundedReceiver<GiveUp>,
+    pub(crate) give_ups: mpsc::UnboundedReceiver<Surplus>,
     pub(crate) probes: mpsc::UnboundedReceiver<Probe>,
 }
 

@@ -29,7 +29,7 @@ use kith_protocol::exchange::{self, Exchange, Parts};
 use kith_protocol::gossip::{self, Gossip};
 use kith_protocol::holdings::{self, HoldingTag, Holdings};
 use kith_protocol::placement::Unmet;
-use kith_protocol::promise::{Nonce, Proof, Refused};
+use kith_protocol::promise::{Digest, Nonce, Refused};
 use kith_protocol::record::{AddressRecord, Key, Subject};
 
 use crate::book::{Book, News, Telling};
@@ -38,7 +38,7 @@ use crate::group;
 use crate::keeper::{Keeper, Pull, Pulled};
 use crate::policy::Policy;
 use crate::probing::{Probe, Probed, Probing};
-use crate::promises::{GaveUp, GiveUp, Promises, Vouch};
+use crate::promises::{GaveUp, GiveUp, Promises, Vouch, Vouched};
 use crate::routing::Routing;
 use crate::seeking::Seeking;
 use crate::steady::Steady;
@@ -133,7 +133,14 @@ pub enum Input {
         /// As it was asked.
         nonce: Nonce,
         /// The proof, or why there is none.
-        outcome: Result<Proof, Refused>,
+        outcome: Result<Vouched, Refused>,
+    },
+    /// Which blocks of a pack lie in no other here that stays.
+    Listed {
+        /// Which pack.
+        pack: PackId,
+        /// Their digests; none if the pack is not to be given up by these.
+        digests: Option<Vec<Digest>>,
     },
     /// What came of having a device show that it holds a pack.
     Probed {
@@ -462,10 +469,12 @@ pub enum Effect {
     },
     /// Fetch a pack, to stay; [`Input::Pulled`] says what came of it.
     Pull(Pull),
-    /// Write a promise down, and prove that the pack is here; [`Input::Vouched`] answers.
+    /// Write a promise down, and prove that the pack, or blocks, are here; [`Input::Vouched`] answers.
     Vouch(Vouch),
     /// Ask a device for a range of a pack that it says it holds; [`Input::Probed`] answers.
     Probe(Probe),
+    /// Say which blocks of a pack lie in no other here that stays; [`Input::Listed`] answers.
+    List(PackId),
     /// Give up a copy if its proofs hold; [`Input::GaveUp`] answers.
     GiveUp(GiveUp),
     /// The address book changed and may be kept.
@@ -673,6 +682,7 @@ impl Device {
                 outcome,
             } => self.vouched(peer, nonce, outcome),
             Input::Probed { device, pack, how } => self.probed(device, pack, how),
+            Input::Listed { pack, digests } => self.listed(pack, digests),
             Input::GaveUp { pack, how } => self.promises.gave_up(self.now, pack, how),
             Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
             Input::Offered { key, record } => {

@@ -138,11 +138,35 @@ struct Want {
 
 /// A copy that is too many here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Surplus {
-    /// Those who should keep the pack, and say that they do.
-    pub(crate) kept_by: Vec<DeviceId>,
-    /// Whether it should not lie here at all.
-    pub(crate) at_once: bool,
+pub(crate) enum Surplus {
+    /// Of a pack that is to be kept.
+    Kept {
+        /// Those who should keep it, and say that they do.
+        by: Vec<DeviceId>,
+        /// Whether it should not lie here at all.
+        at_once: bool,
+    },
+    /// Of one that was replaced.
+    Replaced(Vec<KeptBy>),
+}
+
+/// A pack and all who should keep it, and say that they do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptBy {
+    /// Which.
+    pub pack: PackId,
+    /// Who.
+    pub devices: Vec<DeviceId>,
+}
+
+impl Surplus {
+    /// All who are to be asked.
+    pub(crate) fn kept_by(&self) -> BTreeSet<DeviceId> {
+        match self {
+            Self::Kept { by, .. } => by.iter().copied().collect(),
+            Self::Replaced(by) => by.iter().flat_map(|kept| &kept.devices).copied().collect(),
+        }
+    }
 }
 
 /// What the rest of the device knows.
@@ -421,35 +445,76 @@ impl Keeper {
         }
     }
 
-    /// Whether this device's copy of a pack is too many: all who should have one say that they do, and are as many, and at as many sites, as the policy wants. A device that is to be emptied waits for all
-    /// there are, and no more.
+    /// Whether this device's copy of a pack is too many.
     pub(crate) fn surplus(&self, pack: &PackId, view: View<'_>) -> Option<Surplus> {
-        view.packs.live(pack, view.access)?;
+        let own = view.holdings.of(&self.me)?;
+        if !own.contains(HoldingTag::from(*pack)) {
+            return None;
+        }
+        if view.packs.live(pack, view.access).is_none() {
+            return self.replaced(pack, view).map(Surplus::Replaced);
+        }
+        let by = self.kept_elsewhere(pack, view)?;
+        let me = self.givers.get(&self.me)?;
+        let at_once = drains(me) || self.is_foreign(me);
+        Some(Surplus::Kept { by, at_once })
+    }
+
+    /// All who should have a pack, if this device should not, they say that they do, and are as many, and at as many sites, as the policy wants. A device that is to be emptied waits for all there are, and no more.
+    fn kept_elsewhere(&self, pack: &PackId, view: View<'_>) -> Option<Vec<DeviceId>> {
         let placement = self.placement.as_ref()?;
         let me = self.givers.get(&self.me)?;
         let holds = |device: &DeviceId| self.holders(pack, view).any(|holder| holder == *device);
         let kept_by = self.placed(pack);
         let all_hold = kept_by.iter().all(holds) || cfg!(planted = "drop-without-promise");
-        if kept_by.contains(&self.me) || !holds(&self.me) || !all_hold {
+        if kept_by.contains(&self.me) || !all_hold {
             return None;
         }
-        let is_foreign = self
-            .policy
-            .sites
-            .as_ref()
-            .is_some_and(|sites| !sites.contains(&me.site));
-        let drains = me.leaving.0 == Leaving::Drains;
         let sites = kept_by
             .iter()
             .filter_map(|of| Some(&self.givers.get(of)?.site));
         let sites = sites.collect::<BTreeSet<_>>().len();
         let wanted = placement.redundancy().spare() + 1;
         let is_enough = kept_by.len() >= wanted && sites >= self.policy.min_sites;
-        let may_go = drains || is_enough && (is_foreign || kept_by.len() >= LEFT_MIN);
-        may_go.then_some(Surplus {
-            kept_by,
-            at_once: drains || is_foreign,
-        })
+        let may_go = drains(me) && !kept_by.is_empty()
+            || is_enough && (self.is_foreign(me) || kept_by.len() >= LEFT_MIN);
+        may_go.then_some(kept_by)
+    }
+
+    /// Whether the policy wants nothing at the site of that device.
+    fn is_foreign(&self, giver: &Giver) -> bool {
+        let sites = self.policy.sites.as_ref();
+        sites.is_some_and(|sites| !sites.contains(&giver.site))
+    }
+
+    /// Who keeps all that a pack was replaced by, if there is enough of it, and something of it does not lie here.
+    fn replaced(&self, pack: &PackId, view: View<'_>) -> Option<Vec<KeptBy>> {
+        let replacements = view.packs.replaced_whole(pack, view.access)?;
+        if self.needed(pack, view).is_some() {
+            return None;
+        }
+        let own = view.holdings.of(&self.me)?;
+        let mut kept = BTreeMap::new();
+        let mut looks = REPLACED_MAX;
+        let mut todo: Vec<(PackId, u8)> = replacements.iter().map(|of| (*of, 0)).collect();
+        while let Some((pack, deep)) = todo.pop() {
+            looks = looks.checked_sub(1)?;
+            if view.packs.live(&pack, view.access).is_none() {
+                let further = view.packs.replaced_whole(&pack, view.access)?;
+                let deep = Some(deep + 1).filter(|deep| *deep < REPLACED_DEEP)?;
+                todo.extend(further.iter().map(|of| (*of, deep)));
+            } else if self.placed(&pack).contains(&self.me) {
+                // What comes here in time says all.
+                own.contains(HoldingTag::from(pack)).then_some(())?;
+            } else {
+                kept.insert(pack, self.kept_elsewhere(&pack, view)?);
+            }
+        }
+        let kept = kept.into_iter();
+        let kept: Vec<KeptBy> = kept
+            .map(|(pack, devices)| KeptBy { pack, devices })
+            .collect();
+        (!kept.is_empty()).then_some(kept)
     }
 
     /// Laws that hold between any two inputs.
@@ -457,10 +522,6 @@ impl Keeper {
     /// # Panics
     /// If one does not.
     pub(crate) fn check_invariants(&self) {
-        assert!(
-            self.surplus.iter().all(|pack| self.live.contains(pack)),
-            "only of what is to be kept there is a copy too many"
-        );
         assert!(
             self.disproved.len() <= DISPROVED_MAX,
             "what is remembered of copies is bounded"
@@ -621,10 +682,7 @@ impl Keeper {
         }
         self.weak.remove(&pack);
         let needed = self.needed(&pack, view);
-        self.turn(
-            pack,
-            needed.is_some() && self.surplus(&pack, view).is_some(),
-        );
+        self.turn(pack, self.surplus(&pack, view).is_some());
         let Some((bytes, elsewhere)) = needed else {
             self.live.remove(&pack);
             return;
@@ -785,6 +843,10 @@ impl Keeper {
         }
         pulls
     }
+}
+
+fn drains(giver: &Giver) -> bool {
+    giver.leaving.0 == Leaving::Drains
 }
 
 #[cfg(test)]

@@ -24,6 +24,21 @@ struct Retirement {
     entry: EntryId,
     author: DeviceId,
     replacements: Vec<PackId>,
+    /// All of the pack lies in these.
+    is_whole: bool,
+}
+
+impl Pack {
+    /// The retirement that stands, if there is one, of a pack that came to be.
+    fn standing(&self, access: &Access) -> Option<Option<&Retirement>> {
+        let born = self.born.iter().map(|(hlc, _, _)| *hlc).max()?;
+        let retired = self.retired.iter();
+        // Of several that stand the first, so that all go by the same.
+        let standing = retired
+            .filter(|one| one.hlc >= born && access.is_member(&one.author))
+            .min_by_key(|one| (one.hlc, one.entry));
+        Some(standing)
+    }
 }
 
 /// How it stands with a pack, as far as the catalogue goes.
@@ -78,6 +93,7 @@ impl Packs {
                     entry,
                     author,
                     replacements: retired.replacements.clone(),
+                    is_whole: retired.left_out.is_empty(),
                 });
                 self.changed.insert(retired.pack);
             }
@@ -110,14 +126,15 @@ impl Packs {
     /// How it stands with a pack that came to be, and its length.
     pub fn stands(&self, id: &PackId, access: &Access) -> Option<(Stands<'_>, u64)> {
         let pack = self.all.get(id)?;
-        let born = pack.born.iter().map(|(hlc, _, _)| *hlc).max()?;
-        let retired = pack.retired.iter();
-        // Of several that stand the first, so that all go by the same.
-        let standing = retired
-            .filter(|one| one.hlc >= born && access.is_member(&one.author))
-            .min_by_key(|one| (one.hlc, one.entry));
+        let standing = pack.standing(access)?;
         let stands = standing.map_or(Stands::Live, |one| Stands::Retired(&one.replacements));
         Some((stands, pack.bytes))
+    }
+
+    /// The packs in which all of a pack lies that a member has retired, by the retirement that stands.
+    pub(crate) fn replaced_whole(&self, id: &PackId, access: &Access) -> Option<&[PackId]> {
+        let standing = self.all.get(id)?.standing(access)??;
+        standing.is_whole.then_some(&standing.replacements[..])
     }
 
     /// The length of a pack that came to be and that nobody who may has retired since.

@@ -235,9 +235,9 @@ impl Probing {
             "what is remembered is bounded"
         );
         assert!(
-            self.order.iter().all(|(due, device)| {
-                self.peers.get(device).is_some_and(|of| of.due == *due)
-            }),
+            self.order
+                .iter()
+                .all(|(due, device)| { self.peers.get(device).is_some_and(|of| of.due == *due) }),
             "each is asked when it is due"
         );
     }

@@ -2,17 +2,20 @@
 //!
 //! Spec: `protocol/spec/promises.md`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use kith_object::id::{DeviceId, PackId};
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 use kith_protocol::holdings::HoldingTag;
 use kith_protocol::promise::{
-    Challenge, KEPT_FOR, Message, Nonce, Promised, Proof, Refused, USED_FOR, rank,
+    BLOCKS_MAX, Bits, Challenge, Digest, KEPT_FOR, Message, Nonce, Promised, Proof, Refused,
+    USED_FOR, rank,
 };
 
-use crate::keeper::{Keeper, View};
+use crate::keeper::{Keeper, KeptBy, Surplus, View};
 
 /// Packs that are being given up at a time.
 const ATTEMPTS_MAX: usize = 4;
@@ -29,14 +32,40 @@ pub const PROOFS_MAX: usize = 2;
 /// Asks that wait, and those of one device.
 const WAITING_MAX: usize = 64;
 const WAITING_EACH_MAX: usize = 16;
+/// Blocks that all of these ask for.
+const WAITING_BLOCKS_MAX: usize = 65_536;
+/// Packs that one answer promises to keep.
+pub const PACKS_MAX: usize = 64;
+
+/// What another device asks this one to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// A pack.
+    Pack(PackId),
+    /// Those of these blocks that are here.
+    Blocks(Arc<[Digest]>),
+}
 
 /// A proof to be made for another device; the promise has to last before it is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouch {
-    /// What is to last.
-    pub promised: Promised,
+    /// Of what.
+    pub wish: Wish,
+    /// How long that is to be kept.
+    pub until: Time,
     /// What makes the proof.
     pub challenge: Challenge,
+}
+
+/// What a device has of what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vouched {
+    /// Proves it.
+    pub proof: Proof,
+    /// Packs that are to be kept for that.
+    pub packs: Vec<PackId>,
+    /// Which of the blocks that were asked for.
+    pub has: Bits,
 }
 
 /// A copy to be given up, if these proofs hold.
@@ -44,10 +73,32 @@ pub struct Vouch {
 pub struct GiveUp {
     /// Which.
     pub pack: PackId,
-    /// What each of those who keep it has answered.
+    /// What each of those who keep it, or its blocks, has answered.
     pub proofs: Vec<(Challenge, Proof)>,
-    /// Whether it is to go at once; else it stays until room is needed.
-    pub at_once: bool,
+    /// How it is to go.
+    pub how: Giving,
+}
+
+/// How a copy is given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Giving {
+    /// It stays until room is needed.
+    Slowly,
+    /// It goes at once.
+    AtOnce,
+    /// It was replaced, and goes if all its blocks lie in what replaces it.
+    Replaced(Replaced),
+}
+
+/// What others have of a pack that was replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// The blocks they were asked for.
+    pub digests: Arc<[Digest]>,
+    /// Which of these each has, in the order of the proofs.
+    pub has: Vec<Bits>,
+    /// Who should keep what.
+    pub kept: Vec<KeptBy>,
 }
 
 /// What came of giving one up.
@@ -67,6 +118,8 @@ pub(crate) enum Action {
     Send(DeviceId, Message),
     Vouch(Vouch),
     GiveUp(GiveUp),
+    /// Say which blocks of a pack lie in no other here that stays.
+    List(PackId),
     /// That device does not hold the pack, whatever it says.
     Disprove(PackId, DeviceId),
 }
@@ -80,27 +133,49 @@ struct Candidate {
 }
 
 /// One that was asked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Asked {
     nonce: Nonce,
-    proof: Option<Proof>,
+    /// The proof, and of which blocks.
+    answer: Option<(Proof, Bits)>,
+}
+
+/// What those who were asked are to prove.
+#[derive(Debug, Clone)]
+enum Of {
+    Pack,
+    /// Which blocks is not known yet.
+    Listing,
+    Blocks(Arc<[Digest]>),
 }
 
 /// A pack that is being given up.
 #[derive(Debug)]
 struct Attempt {
     began: Time,
+    of: Of,
     asked: BTreeMap<DeviceId, Asked>,
+    /// Who keeps what replaces it, once that is decided.
+    kept: Vec<KeptBy>,
     /// It is no more promised to anybody.
     is_decided: bool,
 }
 
 /// An ask that waits for its proof.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Waiting {
     peer: DeviceId,
     nonce: Nonce,
-    pack: PackId,
+    wish: Wish,
+}
+
+impl Wish {
+    fn blocks(&self) -> usize {
+        match self {
+            Self::Pack(_) => 0,
+            Self::Blocks(digests) => digests.len(),
+        }
+    }
 }
 
 /// What this device has promised, and what it asks others to promise.
@@ -115,7 +190,8 @@ pub struct Promises {
     unsure_until: Option<Time>,
     /// Asks, the first ones being proved.
     waiting: VecDeque<Waiting>,
-    proving: BTreeSet<(DeviceId, Nonce)>,
+    /// Whether it is a proof of blocks.
+    proving: BTreeMap<(DeviceId, Nonce), bool>,
     /// Packs of which this device has a copy too many.
     candidates: BTreeMap<PackId, Candidate>,
     due: BTreeSet<(Time, PackId)>,
@@ -134,7 +210,7 @@ impl Promises {
             ends: BTreeSet::new(),
             unsure_until: None,
             waiting: VecDeque::new(),
-            proving: BTreeSet::new(),
+            proving: BTreeMap::new(),
             candidates: BTreeMap::new(),
             due: BTreeSet::new(),
             attempts: BTreeMap::new(),
@@ -230,7 +306,7 @@ impl Promises {
     pub(crate) fn peer_down(&mut self, now: Time, peer: DeviceId) {
         self.waiting.retain(|ask| ask.peer != peer);
         let unanswered = |attempt: &Attempt| {
-            !attempt.is_decided && attempt.asked.get(&peer).is_some_and(|a| a.proof.is_none())
+            !attempt.is_decided && attempt.asked.get(&peer).is_some_and(|a| a.answer.is_none())
         };
         let over = self.attempts.iter().filter(|(_, of)| unanswered(of));
         for pack in over.map(|(pack, _)| *pack).collect::<Vec<_>>() {
@@ -246,16 +322,29 @@ impl Promises {
                     self.refuse(peer, nonce, why);
                 }
             }
+            Message::AskBlocks { nonce, digests } => {
+                let wish = Wish::Blocks(digests);
+                if let Err(why) = self.enqueue(Waiting { peer, nonce, wish }) {
+                    self.refuse(peer, nonce, why);
+                }
+            }
             Message::Promise { nonce, proof } => {
-                if let Some((_, asked)) = self.answers(peer, nonce) {
-                    asked.proof = Some(proof);
+                if let Some((_, Of::Pack, asked)) = self.answers(peer, nonce) {
+                    asked.answer = Some((proof, Bits::default()));
+                }
+            }
+            Message::PromiseBlocks { nonce, proof, has } => {
+                if let Some((_, Of::Blocks(digests), asked)) = self.answers(peer, nonce)
+                    && has.are_of(digests.len())
+                {
+                    asked.answer = Some((proof, has));
                 }
             }
             Message::Refusal { nonce, why } => {
-                let Some((pack, _)) = self.answers(peer, nonce) else {
+                let Some((pack, of, _)) = self.answers(peer, nonce) else {
                     return;
                 };
-                if why.is_false() {
+                if why.is_false() && matches!(of, Of::Pack) {
                     self.actions.push_back(Action::Disprove(pack, peer));
                 }
                 self.is_over(now, pack);
@@ -264,12 +353,12 @@ impl Promises {
     }
 
     /// What was asked with that nonce, unless it is answered or nobody waits for it.
-    fn answers(&mut self, peer: DeviceId, nonce: Nonce) -> Option<(PackId, &mut Asked)> {
+    fn answers(&mut self, peer: DeviceId, nonce: Nonce) -> Option<(PackId, &Of, &mut Asked)> {
         let mut attempts = self.attempts.iter_mut();
         attempts.find_map(|(pack, attempt)| {
             let asked = attempt.asked.get_mut(&peer)?;
-            let waits = asked.nonce == nonce && asked.proof.is_none();
-            waits.then_some((*pack, asked))
+            let waits = asked.nonce == nonce && asked.answer.is_none();
+            waits.then_some((*pack, &attempt.of, asked))
         })
     }
 
@@ -281,8 +370,7 @@ impl Promises {
         pack: PackId,
         view: View<'_>,
     ) -> Result<(), Refused> {
-        let own = view.holdings.of(&self.me);
-        if !own.is_some_and(|own| own.contains(HoldingTag::from(pack))) {
+        if !self.is_here(&pack, view) {
             return Err(Refused::Lacking);
         }
         if let Some(attempt) = self.attempts.get(&pack) {
@@ -291,37 +379,81 @@ impl Promises {
                 return Err(Refused::Leaving);
             }
         }
-        let each = self.waiting.iter().filter(|ask| ask.peer == peer).count();
-        if self.waiting.len() >= WAITING_MAX || each >= WAITING_EACH_MAX {
-            return Err(Refused::Busy);
-        }
+        let wish = Wish::Pack(pack);
+        self.enqueue(Waiting { peer, nonce, wish })?;
         // From here on it is promised, whether the answer comes to be or not.
         self.promise(pack, now + KEPT_FOR);
         if self.attempts.contains_key(&pack) {
             self.is_over(now, pack);
         }
-        self.waiting.push_back(Waiting { peer, nonce, pack });
+        Ok(())
+    }
+
+    fn is_here(&self, pack: &PackId, view: View<'_>) -> bool {
+        let own = view.holdings.of(&self.me);
+        own.is_some_and(|own| own.contains(HoldingTag::from(*pack)))
+    }
+
+    /// Has an ask wait, unless there are too many.
+    fn enqueue(&mut self, ask: Waiting) -> Result<(), Refused> {
+        let each = self.waiting.iter().filter(|of| of.peer == ask.peer).count();
+        let blocks: usize = self.waiting.iter().map(|of| of.wish.blocks()).sum();
+        if self.waiting.len() >= WAITING_MAX
+            || each >= WAITING_EACH_MAX
+            || blocks + ask.wish.blocks() > WAITING_BLOCKS_MAX
+        {
+            return Err(Refused::Busy);
+        }
+        self.waiting.push_back(ask);
         Ok(())
     }
 
     /// A proof was made and the promise lasts, or not.
     pub(crate) fn vouched(
         &mut self,
+        now: Time,
         peer: DeviceId,
         nonce: Nonce,
-        outcome: Result<Proof, Refused>,
-        is_connected: bool,
+        outcome: Result<Vouched, Refused>,
+        view: View<'_>,
     ) {
-        if !self.proving.remove(&(peer, nonce)) || !is_connected {
+        let Some(is_of_blocks) = self.proving.remove(&(peer, nonce)) else {
+            return;
+        };
+        let outcome = outcome.and_then(|vouched| {
+            if is_of_blocks {
+                self.promise_all(now, &vouched.packs, view)?;
+            }
+            Ok(vouched)
+        });
+        if !view.connected.contains(&peer) {
             return;
         }
         match outcome {
-            Ok(proof) => {
-                let promise = Message::Promise { nonce, proof };
+            Ok(Vouched { proof, has, .. }) => {
+                let promise = if is_of_blocks {
+                    Message::PromiseBlocks { nonce, proof, has }
+                } else {
+                    Message::Promise { nonce, proof }
+                };
                 self.actions.push_back(Action::Send(peer, promise));
             }
             Err(why) => self.refuse(peer, nonce, why),
         }
+    }
+
+    /// Promises the packs in which blocks were found that were asked for.
+    fn promise_all(&mut self, now: Time, packs: &[PackId], view: View<'_>) -> Result<(), Refused> {
+        if packs.iter().any(|pack| self.attempts.contains_key(pack)) {
+            return Err(Refused::Leaving);
+        }
+        if !packs.iter().all(|pack| self.is_here(pack, view)) {
+            return Err(Refused::Lacking);
+        }
+        for pack in packs {
+            self.promise(*pack, now + KEPT_FOR);
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, peer: DeviceId, nonce: Nonce, why: Refused) {
@@ -331,16 +463,58 @@ impl Promises {
 
     /// What came of giving a pack up.
     pub(crate) fn gave_up(&mut self, now: Time, pack: PackId, how: GaveUp) {
-        let decided = |attempt: &Attempt| attempt.is_decided;
-        if !self.attempts.get(&pack).is_some_and(decided) {
+        let attempt = self.attempts.get(&pack);
+        let Some(attempt) = attempt.filter(|attempt| attempt.is_decided) else {
             return;
-        }
+        };
         if let GaveUp::False(devices) = &how {
             for device in devices {
-                self.actions.push_back(Action::Disprove(pack, *device));
+                let said = attempt.kept.iter().filter(|of| of.devices.contains(device));
+                let said = said.map(|of| of.pack);
+                // Of one that was replaced it has not what replaces it.
+                let said: Vec<PackId> = match attempt.of {
+                    Of::Pack => vec![pack],
+                    _ => said.collect(),
+                };
+                let disproved = said.into_iter().map(|pack| Action::Disprove(pack, *device));
+                self.actions.extend(disproved);
             }
         }
         self.is_over(now, pack);
+    }
+
+    /// The blocks of a pack that lie in no other here that stays; none if it is not to be given up by these.
+    pub(crate) fn listed(
+        &mut self,
+        now: Time,
+        pack: PackId,
+        digests: Option<Vec<Digest>>,
+        keeper: &Keeper,
+        view: View<'_>,
+    ) {
+        let Some(attempt) = self.attempts.get_mut(&pack) else {
+            return;
+        };
+        if !matches!(attempt.of, Of::Listing) {
+            return;
+        }
+        let digests = digests.filter(|list| !list.is_empty() && list.len() <= BLOCKS_MAX);
+        let kept_by = keeper.surplus(&pack, view).map(|of| of.kept_by());
+        let there = |devices: &BTreeSet<DeviceId>| devices.is_subset(view.connected);
+        let (Some(digests), Some(kept_by)) = (digests, kept_by.filter(there)) else {
+            self.is_over(now, pack);
+            return;
+        };
+        let digests: Arc<[Digest]> = digests.into();
+        attempt.of = Of::Blocks(Arc::clone(&digests));
+        for device in kept_by {
+            let nonce = self.rng.bytes();
+            let digests = Arc::clone(&digests);
+            let ask = Message::AskBlocks { nonce, digests };
+            self.actions.push_back(Action::Send(device, ask));
+            let answer = None;
+            attempt.asked.insert(device, Asked { nonce, answer });
+        }
     }
 
     /// An attempt came to nothing, or to an end.
@@ -360,14 +534,19 @@ impl Promises {
         self.forget_ended(now);
         self.unsure_until = self.unsure_until.filter(|until| *until > now);
         while self.proving.len() < PROOFS_MAX
-            && let Some(Waiting { peer, nonce, pack }) = self.waiting.pop_front()
+            && let Some(Waiting { peer, nonce, wish }) = self.waiting.pop_front()
         {
-            if !self.proving.insert((peer, nonce)) {
+            let Entry::Vacant(place) = self.proving.entry((peer, nonce)) else {
                 continue;
-            }
-            let until = self.given.get(&pack).copied().unwrap_or(now + KEPT_FOR);
+            };
+            place.insert(matches!(wish, Wish::Blocks(_)));
+            let until = match &wish {
+                Wish::Pack(pack) => self.given.get(pack).copied(),
+                Wish::Blocks(_) => None,
+            };
             self.actions.push_back(Action::Vouch(Vouch {
-                promised: Promised { pack, until },
+                wish,
+                until: until.unwrap_or(now + KEPT_FOR),
                 challenge: Challenge {
                     nonce,
                     holder: self.me,
@@ -393,7 +572,7 @@ impl Promises {
             let Some(attempt) = self.attempts.get_mut(&pack) else {
                 continue;
             };
-            let proofs: Option<Vec<(Challenge, Proof)>> = attempt
+            let answers: Option<Vec<_>> = attempt
                 .asked
                 .iter()
                 .map(|(holder, asked)| {
@@ -402,47 +581,54 @@ impl Promises {
                         holder: *holder,
                         asker: self.me,
                     };
-                    Some((challenge, asked.proof?))
+                    let (proof, has) = asked.answer.clone()?;
+                    Some(((challenge, proof), has))
                 })
                 .collect();
-            let Some(proofs) = proofs else {
+            let answers = answers.filter(|_| !matches!(attempt.of, Of::Listing));
+            let Some(answers) = answers else {
                 if now.since(attempt.began) >= ANSWER_WAIT {
                     self.is_over(now, pack);
                 }
                 continue;
             };
-            let surplus = keeper.surplus(&pack, view);
-            let still = surplus.filter(|surplus| {
+            let surplus = keeper.surplus(&pack, view).filter(|surplus| {
                 let asked = |device| attempt.asked.contains_key(device);
-                surplus.kept_by.iter().all(asked)
+                surplus.kept_by().iter().all(asked)
                     && now.since(attempt.began) <= USED_FOR
                     && self.unsure_until.is_none()
                     && !self.given.contains_key(&pack)
             });
-            match still {
-                Some(surplus) => {
-                    attempt.is_decided = true;
-                    self.actions.push_back(Action::GiveUp(GiveUp {
-                        pack,
-                        proofs,
-                        at_once: surplus.at_once,
-                    }));
+            let (proofs, has) = answers.into_iter().unzip();
+            let how = match (surplus, &attempt.of) {
+                (Some(Surplus::Kept { at_once: true, .. }), Of::Pack) => Giving::AtOnce,
+                (Some(Surplus::Kept { .. }), Of::Pack) => Giving::Slowly,
+                (Some(Surplus::Replaced(kept)), Of::Blocks(digests)) => {
+                    attempt.kept.clone_from(&kept);
+                    let digests = Arc::clone(digests);
+                    Giving::Replaced(Replaced { digests, has, kept })
                 }
-                None => self.is_over(now, pack),
-            }
+                // It was replaced meanwhile, or is to be kept again.
+                _ => {
+                    self.is_over(now, pack);
+                    continue;
+                }
+            };
+            attempt.is_decided = true;
+            let give_up = GiveUp { pack, proofs, how };
+            self.actions.push_back(Action::GiveUp(give_up));
         }
     }
 
-    /// Asks those who should keep a pack, if all are there.
+    /// Asks those who should keep a pack, or what replaces it, if all are there.
     fn begin(&mut self, now: Time, pack: PackId, keeper: &Keeper, view: View<'_>) {
         let Some(candidate) = self.candidates.get_mut(&pack) else {
             return;
         };
         let held_back = self.given.get(&pack).copied().max(self.unsure_until);
-        let surplus = keeper.surplus(&pack, view).filter(|surplus| {
-            let there = |device| view.connected.contains(device);
-            held_back.is_none() && surplus.kept_by.iter().all(there)
-        });
+        let surplus = keeper
+            .surplus(&pack, view)
+            .filter(|surplus| held_back.is_none() && surplus.kept_by().is_subset(view.connected));
         let Some(surplus) = surplus else {
             let due = held_back.unwrap_or(now + RETRY_FIRST);
             candidate.due = Some(due);
@@ -454,20 +640,32 @@ impl Promises {
             self.actions.push_back(Action::GiveUp(GiveUp {
                 pack,
                 proofs: Vec::new(),
-                at_once: surplus.at_once,
+                how: Giving::Slowly,
             }));
             return;
         }
         let mut asked = BTreeMap::new();
-        for device in surplus.kept_by {
-            let nonce = self.rng.bytes();
-            let ask = Message::Ask { nonce, pack };
-            self.actions.push_back(Action::Send(device, ask));
-            asked.insert(device, Asked { nonce, proof: None });
-        }
+        let of = match surplus {
+            Surplus::Kept { by, .. } => {
+                for device in by {
+                    let nonce = self.rng.bytes();
+                    let ask = Message::Ask { nonce, pack };
+                    self.actions.push_back(Action::Send(device, ask));
+                    let answer = None;
+                    asked.insert(device, Asked { nonce, answer });
+                }
+                Of::Pack
+            }
+            Surplus::Replaced(_) => {
+                self.actions.push_back(Action::List(pack));
+                Of::Listing
+            }
+        };
         let attempt = Attempt {
             began: now,
+            of,
             asked,
+            kept: Vec::new(),
             is_decided: false,
         };
         self.attempts.insert(pack, attempt);
@@ -497,6 +695,8 @@ impl Promises {
     pub(crate) fn check_invariants(&self) {
         assert!(self.attempts.len() <= ATTEMPTS_MAX, "attempts are bounded");
         assert!(self.waiting.len() <= WAITING_MAX, "asks are bounded");
+        let blocks: usize = self.waiting.iter().map(|of| of.wish.blocks()).sum();
+        assert!(blocks <= WAITING_BLOCKS_MAX, "and what they ask for");
         assert!(self.proving.len() <= PROOFS_MAX, "proofs are bounded");
         assert_eq!(self.ends.len(), self.given.len(), "each promise ends");
         assert!(

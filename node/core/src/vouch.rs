@@ -4,31 +4,92 @@
 //!
 //! Spec: `protocol/spec/promises.md`, "Keeping a promise" and "Giving up".
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kith_object::disk::Disk;
-use kith_object::id::{Cid, PackId};
+use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::index::Index;
 use kith_object::store::{Keep, Store, StoreError};
-use kith_protocol::promise::{Challenge, Proof, Prover, Refused};
+use kith_protocol::promise::{
+    BLOCKS_MAX, Bits, BlocksProver, Challenge, Digest, Proof, Prover, Refused,
+};
 
-use crate::promises::{GaveUp, GiveUp, Vouch};
+use crate::promises::{GaveUp, GiveUp, Giving, PACKS_MAX, Replaced, Vouch, Vouched, Wish};
 
 /// Read of a pack at a time.
 const STEP_BYTES: usize = 256 << 10;
 
-/// Proves that a pack is here to stay. The promise has to last before the proof goes to anybody.
+/// Proves that a pack is here to stay, or which of some blocks are. The promise has to last before the proof goes to anybody.
 ///
 /// # Errors
 /// Why there is no proof.
-pub fn vouch<D: Disk, I: Index>(store: &Store<D, I>, vouch: &Vouch) -> Result<Proof, Refused> {
-    let pack = vouch.promised.pack;
+pub fn vouch<D: Disk, I: Index>(store: &Store<D, I>, vouch: &Vouch) -> Result<Vouched, Refused> {
+    let pack = match &vouch.wish {
+        Wish::Pack(pack) => *pack,
+        Wish::Blocks(digests) => return Ok(vouch_blocks(store, digests, &vouch.challenge)),
+    };
     let proofs = prove(store, &pack, [vouch.challenge])?;
     let proof = proofs.first().copied().ok_or(Refused::Damaged)?;
     // It may have become a cached one, or damaged and set aside, while it was read.
-    if is_here(store, &pack) {
-        Ok(proof)
-    } else {
-        Err(Refused::Lacking)
+    if !is_here(store, &pack) {
+        return Err(Refused::Lacking);
     }
+    Ok(Vouched {
+        proof,
+        packs: vec![pack],
+        has: Bits::default(),
+    })
+}
+
+/// Proves which blocks are in packs that are here to stay. What cannot be read is not here.
+fn vouch_blocks<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    digests: &[Digest],
+    challenge: &Challenge,
+) -> Vouched {
+    let mut prover = BlocksProver::new(challenge);
+    let mut packs = BTreeSet::new();
+    let mut has = Bits::none_of(digests.len());
+    for (at, digest) in digests.iter().enumerate() {
+        let may_be_in = |pack: &PackId| packs.len() < PACKS_MAX || packs.contains(pack);
+        let found = store.read_live(&Cid::from_digest(*digest), &may_be_in);
+        if let Ok(Some((pack, block))) = found {
+            packs.insert(pack);
+            has.insert(at);
+            prover.update(&block);
+        }
+    }
+    Vouched {
+        proof: prover.finish(),
+        packs: packs.into_iter().collect(),
+        has,
+    }
+}
+
+/// The blocks of a pack that lie in no other here that stays; none if it is not to be given up by these: they are too many, or not all are private.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn list<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    pack: &PackId,
+) -> Result<Option<Vec<Digest>>, StoreError> {
+    if !is_here(store, pack) {
+        return Ok(None);
+    }
+    let mut list = BTreeSet::new();
+    for block in store.pack_blocks(pack)? {
+        let Some(digest) = block.cid.digest() else {
+            return Ok(None);
+        };
+        if !store.lies_live_besides(&block.cid, pack)? {
+            list.insert(digest);
+        }
+        if list.len() > BLOCKS_MAX {
+            return Ok(None);
+        }
+    }
+    Ok(Some(list.into_iter().collect()))
 }
 
 /// Gives a copy up, if the proofs hold and nothing here relies on it. `is_needed` says of a block that this device has to keep it, whatever others do.
@@ -43,6 +104,9 @@ pub fn give_up<D: Disk, I: Index>(
     let pack = give_up.pack;
     if !is_here(store, &pack) {
         return Ok(GaveUp::Stays);
+    }
+    if let Giving::Replaced(replaced) = &give_up.how {
+        return drop_replaced(store, give_up, replaced, is_needed);
     }
     let challenges = give_up.proofs.iter().map(|(challenge, _)| *challenge);
     // A damaged copy tells nothing of the others: scrub deals with it, and they have it whole.
@@ -62,10 +126,63 @@ pub fn give_up<D: Disk, I: Index>(
     if blocks.iter().any(|block| is_needed(&block.cid)) || !store.let_go(&pack)? {
         return Ok(GaveUp::Stays);
     }
-    if give_up.at_once {
+    if give_up.how == Giving::AtOnce {
         store.evict(&pack)?;
     }
     Ok(GaveUp::Gone)
+}
+
+/// Drops a pack that was replaced, if each of its blocks lies in another here that stays, or with all who should keep it.
+fn drop_replaced<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    give_up: &GiveUp,
+    replaced: &Replaced,
+    is_needed: &dyn Fn(&Cid) -> bool,
+) -> Result<GaveUp, StoreError> {
+    let pack = give_up.pack;
+    let answers: Vec<_> = give_up.proofs.iter().zip(&replaced.has).collect();
+    let new = |((challenge, _), _): &(&(Challenge, Proof), &Bits)| BlocksProver::new(challenge);
+    let mut provers: Vec<BlocksProver> = answers.iter().map(new).collect();
+    let mut elsewhere: BTreeMap<Digest, BTreeSet<DeviceId>> = BTreeMap::new();
+    for (at, digest) in replaced.digests.iter().enumerate() {
+        let block = match store.get(&Cid::from_digest(*digest)) {
+            Ok(Some(block)) => block,
+            // A damaged copy tells nothing of the others.
+            Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(GaveUp::Stays),
+            Err(error) => return Err(error),
+        };
+        let with = elsewhere.entry(*digest).or_default();
+        for (((challenge, _), has), prover) in answers.iter().zip(&mut provers) {
+            if has.contains(at) {
+                prover.update(&block);
+                with.insert(challenge.holder);
+            }
+        }
+    }
+    let compared = answers.iter().zip(&provers);
+    let wrong = compared.filter(|(((_, proof), _), prover)| prover.finish() != *proof);
+    let wrong: Vec<_> = wrong.map(|(((of, _), _), _)| of.holder).collect();
+    if !wrong.is_empty() {
+        return Ok(GaveUp::False(wrong));
+    }
+    let is_kept = |cid: &Cid| {
+        let with = cid.digest().and_then(|digest| elsewhere.get(&digest));
+        let by_all = |with: &BTreeSet<DeviceId>| {
+            let mut kept = replaced.kept.iter();
+            kept.any(|of| !of.devices.is_empty() && of.devices.iter().all(|by| with.contains(by)))
+        };
+        with.is_some_and(by_all) && !is_needed(cid)
+    };
+    for block in store.pack_blocks(&pack)? {
+        if !is_kept(&block.cid) && !store.lies_live_besides(&block.cid, &pack)? {
+            return Ok(GaveUp::Stays);
+        }
+    }
+    if !store.mark_retired(&pack) {
+        return Ok(GaveUp::Stays);
+    }
+    let dropped = store.drop_retired(&pack, &is_kept)?;
+    Ok(dropped.map_or(GaveUp::Stays, |_| GaveUp::Gone))
 }
 
 fn is_here<D: Disk, I: Index>(store: &Store<D, I>, pack: &PackId) -> bool {
@@ -102,11 +219,11 @@ mod tests {
     use kith_object::id::{DeviceId, SpaceId};
     use kith_object::index::MemIndex;
     use kith_object::pack::Class;
-    use kith_object::store::StoreConfig;
+    use kith_object::store::{StoreConfig, Verified};
     use kith_object::time::Time;
-    use kith_protocol::promise::Promised;
 
     use super::*;
+    use crate::keeper::KeptBy;
 
     type SimStore = Store<SimDisk, Arc<MemIndex>>;
 
@@ -134,11 +251,15 @@ mod tests {
     }
 
     fn asked(pack: PackId, n: u8) -> Vouch {
-        let until = Time(1);
         Vouch {
-            promised: Promised { pack, until },
+            wish: Wish::Pack(pack),
+            until: Time(1),
             challenge: challenge(n),
         }
+    }
+
+    fn proof(store: &SimStore, pack: PackId, n: u8) -> Proof {
+        vouch(store, &asked(pack, n)).unwrap().proof
     }
 
     #[test]
@@ -146,11 +267,11 @@ mod tests {
         let (_, here, pack) = store();
         let (_, there, same) = store();
         assert_eq!(pack, same);
-        let good = |n| (challenge(n), vouch(&there, &asked(pack, n)).unwrap());
+        let good = |n| (challenge(n), proof(&there, pack, n));
         let giving = |proofs| GiveUp {
             pack,
             proofs,
-            at_once: false,
+            how: Giving::Slowly,
         };
         let nobody = |_: &Cid| false;
         let first = Cid::of_block(&vec![3; 20_000]);
@@ -179,7 +300,7 @@ mod tests {
         assert_eq!(give_up(&here, &both, &nobody).unwrap(), GaveUp::Stays);
         here.keep(&pack).unwrap();
         let at_once = GiveUp {
-            at_once: true,
+            how: Giving::AtOnce,
             ..both
         };
         assert_eq!(give_up(&here, &at_once, &nobody).unwrap(), GaveUp::Gone);
@@ -191,19 +312,216 @@ mod tests {
     fn a_damaged_pack_proves_nothing_of_itself_or_of_others() {
         let (disk, here, pack) = store();
         let (_, there, _) = store();
-        let proof = vouch(&there, &asked(pack, 1)).unwrap();
+        let sound = proof(&there, pack, 1);
         let names = Disk::list(&disk).unwrap();
         let name = names.iter().find(|name| name.ends_with(".pack")).unwrap();
         disk.flip(name, 80_000);
         assert_eq!(vouch(&here, &asked(pack, 1)), Err(Refused::Damaged));
         let giving = GiveUp {
             pack,
-            proofs: vec![(challenge(1), proof)],
-            at_once: true,
+            proofs: vec![(challenge(1), sound)],
+            how: Giving::AtOnce,
         };
         let how = give_up(&here, &giving, &|_| false).unwrap();
         assert_eq!(how, GaveUp::Stays, "the other may have it, or not");
         assert_eq!(here.keep_of(&pack), Keep::Kept);
+    }
+
+    /// A pack of these blocks.
+    fn pack_of(store: &SimStore, blocks: &[&[u8]]) -> PackId {
+        for block in blocks {
+            store
+                .put_verified(Class::Bulk, Verified::of(block))
+                .unwrap();
+        }
+        let before: Vec<PackId> = store.packs().unwrap().iter().map(|of| of.0).collect();
+        store.close_packs().unwrap();
+        let mut packs = store.packs().unwrap().into_iter().map(|of| of.0);
+        packs.find(|pack| !before.contains(pack)).unwrap()
+    }
+
+    /// Two devices with an old pack of three blocks, of which the second has merged it.
+    fn merged() -> ((SimDisk, SimStore), SimStore, PackId) {
+        let ((disk, here, _), (_, there, _)) = (store(), store());
+        let blocks: [&[u8]; 3] = [b"one", b"two", b"three"];
+        let old = pack_of(&here, &blocks);
+        pack_of(&there, &[b"one", b"two", b"three", b"four"]);
+        ((disk, here), there, old)
+    }
+
+    fn kept(devices: &[u8]) -> KeptBy {
+        KeptBy {
+            pack: PackId([1; 32]),
+            devices: devices.iter().map(|n| challenge(*n).holder).collect(),
+        }
+    }
+
+    /// What comes of asking that device.
+    fn answer(there: &SimStore, digests: &[Digest], n: u8) -> ((Challenge, Proof), Bits) {
+        let asked = Vouch {
+            wish: Wish::Blocks(digests.into()),
+            until: Time(1),
+            challenge: challenge(n),
+        };
+        let Vouched { proof, has, .. } = vouch(there, &asked).unwrap();
+        ((challenge(n), proof), has)
+    }
+
+    fn giving(
+        pack: PackId,
+        digests: &[Digest],
+        answers: Vec<((Challenge, Proof), Bits)>,
+        kept: Vec<KeptBy>,
+    ) -> GiveUp {
+        let (proofs, has) = answers.into_iter().unzip();
+        let digests = digests.into();
+        GiveUp {
+            pack,
+            proofs,
+            how: Giving::Replaced(Replaced { digests, has, kept }),
+        }
+    }
+
+    #[test]
+    fn what_was_replaced_goes_once_all_who_keep_its_blocks_have_proved_them() {
+        let ((_, here), there, old) = merged();
+        let digests = list(&here, &old).unwrap().unwrap();
+        assert_eq!(digests.len(), 3);
+        let nobody = |_: &Cid| false;
+        let stays = |give: &GiveUp, needed: &dyn Fn(&Cid) -> bool, why: &str| {
+            let how = give_up(&here, give, needed).unwrap();
+            assert!(is_here(&here, &old), "{why}");
+            how
+        };
+        let good = |n| answer(&there, &digests, n);
+        let both = || giving(old, &digests, vec![good(1), good(2)], vec![kept(&[1, 2])]);
+        let one = giving(old, &digests, vec![good(1)], vec![kept(&[1, 2])]);
+        assert_eq!(stays(&one, &nobody, "one is missing"), GaveUp::Stays);
+        let none = giving(old, &digests, vec![], vec![kept(&[])]);
+        assert_eq!(stays(&none, &nobody, "nobody keeps it"), GaveUp::Stays);
+        let none = giving(old, &digests, vec![good(1), good(2)], vec![]);
+        assert_eq!(stays(&none, &nobody, "nor anything"), GaveUp::Stays);
+        // The second proof is made for another device.
+        let mut forged = good(2);
+        forged.0.1 = good(3).0.1;
+        let forged = giving(old, &digests, vec![good(1), forged], vec![kept(&[1, 2])]);
+        let wrong = GaveUp::False(vec![challenge(2).holder]);
+        assert_eq!(stays(&forged, &nobody, "forged"), wrong);
+        // It says that it has a block more than it proves, or fewer than there are.
+        let (_, lacks, _) = store();
+        pack_of(&lacks, &[b"one", b"three"]);
+        let mut boasts = answer(&lacks, &digests, 2);
+        let least = giving(
+            old,
+            &digests,
+            vec![good(1), boasts.clone()],
+            vec![kept(&[1, 2])],
+        );
+        assert_eq!(stays(&least, &nobody, "one has less"), GaveUp::Stays);
+        (0..3).for_each(|at| boasts.1.insert(at));
+        let boasts = giving(old, &digests, vec![good(1), boasts], vec![kept(&[1, 2])]);
+        assert_eq!(stays(&boasts, &nobody, "it boasts"), wrong);
+        // A block that nobody was asked for.
+        let few = &digests[..2];
+        let few = giving(old, few, vec![answer(&there, few, 1)], vec![kept(&[1])]);
+        assert_eq!(stays(&few, &nobody, "not asked for"), GaveUp::Stays);
+        let pinned = |cid: &Cid| *cid == Cid::of_block(b"two");
+        assert_eq!(stays(&both(), &pinned, "pinned"), GaveUp::Stays);
+        let lease = here.lease_all();
+        assert_eq!(stays(&both(), &nobody, "relied on"), GaveUp::Stays);
+        drop(lease);
+        assert_eq!(give_up(&here, &both(), &nobody).unwrap(), GaveUp::Gone);
+        assert_eq!(here.get(&Cid::of_block(b"one")).unwrap(), None);
+        assert!(!is_here(&here, &old));
+        assert_eq!(give_up(&here, &both(), &nobody).unwrap(), GaveUp::Stays);
+        assert_eq!(list(&here, &old).unwrap(), None);
+    }
+
+    #[test]
+    fn blocks_that_lie_here_in_another_pack_are_not_asked_for() {
+        let ((disk, here), there, old) = merged();
+        let other = pack_of_again(&here, &[b"two", b"five"]);
+        assert_ne!(other, old);
+        let digests = list(&here, &old).unwrap().unwrap();
+        let two = Cid::of_block(b"two");
+        assert!(digests.len() == 2 && !digests.contains(&two.digest().unwrap()));
+        let giving = giving(
+            old,
+            &digests,
+            vec![answer(&there, &digests, 1)],
+            vec![kept(&[1])],
+        );
+        // Unless that one rots before it comes to it: then the block is copied.
+        let place = here.index().locations(&two).unwrap();
+        let place = place.iter().find(|place| place.pack == other).unwrap();
+        disk.flip(&format!("{other}.pack"), u64::from(place.offset) * 8);
+        let how = give_up(&here, &giving, &|_| false).unwrap();
+        assert_eq!(how, GaveUp::Gone);
+        assert_eq!(&here.get(&two).unwrap().unwrap()[..], b"two");
+        assert_eq!(here.get(&Cid::of_block(b"one")).unwrap(), None);
+    }
+
+    /// The same where some of the blocks are here already.
+    fn pack_of_again(store: &SimStore, blocks: &[&[u8]]) -> PackId {
+        let (_, other, _) = self::store();
+        let pack = pack_of(&other, blocks);
+        let bytes = other.pack_info(&pack).unwrap().unwrap().bytes;
+        let whole = other.read_pack(&pack, 0, bytes as usize);
+        let mut part = store.part(pack, bytes, Keep::Kept).unwrap().unwrap();
+        store.append(&mut part, &whole.unwrap().unwrap()).unwrap();
+        store.adopt(part).unwrap();
+        pack
+    }
+
+    #[test]
+    fn what_rots_or_is_cached_is_not_promised() {
+        let ((_, here), _, old) = merged();
+        let digests = list(&here, &old).unwrap().unwrap();
+        let (disk, there, _) = store();
+        let pack = pack_of(&there, &[b"one", b"two", b"three"]);
+        let asked = Vouch {
+            wish: Wish::Blocks(digests.clone().into()),
+            until: Time(1),
+            challenge: challenge(1),
+        };
+        let all = vouch(&there, &asked).unwrap();
+        assert_eq!(all.packs, [pack]);
+        assert!((0..3).all(|at| all.has.contains(at)));
+        let place = there.index().locations(&Cid::of_block(b"two")).unwrap();
+        disk.flip(&format!("{pack}.pack"), u64::from(place[0].offset) * 8);
+        let some = vouch(&there, &asked).unwrap();
+        let had = (0..3).filter(|at| some.has.contains(*at)).count();
+        assert_eq!(had, 2);
+        assert!(there.let_go(&pack).unwrap());
+        let none = vouch(&there, &asked).unwrap();
+        assert_eq!((none.packs, none.has), (Vec::new(), Bits::none_of(3)));
+    }
+
+    #[test]
+    fn killed_at_any_write_what_was_replaced_is_here_or_gone() {
+        for after in 0..12 {
+            let ((disk, here), there, old) = merged();
+            let digests = list(&here, &old).unwrap().unwrap();
+            let giving = giving(
+                old,
+                &digests,
+                vec![answer(&there, &digests, 1)],
+                vec![kept(&[1])],
+            );
+            disk.fail_after(after, kith_object::disk::Fault::Die);
+            let how = give_up(&here, &giving, &|_| false);
+            drop(here);
+            let mut rng = kith_object::key::Rng::from_seed([1; 32]);
+            disk.crash(kith_object::disk::Crash::Kill, &mut rng);
+            let config = StoreConfig::new(SpaceId([9; 32]));
+            let (here, _) = Store::open(disk, Arc::new(MemIndex::new()), config).unwrap();
+            for (left, _) in here.packs().unwrap() {
+                here.check_pack(&left).unwrap();
+            }
+            let is_gone = !is_here(&here, &old);
+            assert!(!matches!(how, Ok(GaveUp::Gone)) || is_gone, "write {after}");
+            assert_eq!(here.packs().unwrap().len(), 2 - usize::from(is_gone));
+        }
     }
 
     #[test]
@@ -213,8 +531,8 @@ mod tests {
             let (_, there, _) = store();
             let giving = GiveUp {
                 pack,
-                proofs: vec![(challenge(1), vouch(&there, &asked(pack, 1)).unwrap())],
-                at_once: after % 2 == 0,
+                proofs: vec![(challenge(1), proof(&there, pack, 1))],
+                how: [Giving::AtOnce, Giving::Slowly][after as usize % 2].clone(),
             };
             disk.fail_after(after, kith_object::disk::Fault::Die);
             let how = give_up(&here, &giving, &|_| false);
@@ -228,7 +546,10 @@ mod tests {
                 here.check_pack(left).unwrap();
             }
             let is_gone = packs.is_empty();
-            assert!(!is_gone || giving.at_once, "write {after}: {how:?}");
+            assert!(
+                !is_gone || giving.how == Giving::AtOnce,
+                "write {after}: {how:?}"
+            );
             if matches!(how, Ok(GaveUp::Gone)) {
                 assert!(
                     is_gone || here.keep_of(&pack) == Keep::Cached,

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::log::{LoadFor, LogKeeper, ToLog};
 use crate::config::now;
 use crate::net::{self, GossipId, InsideHandle, NetEvent, NetEvents};
+use crate::promises::Surplus;
 use crate::source::Arrival;
 use crate::store::{DiskStore, RealDisk, Settler};
 use crate::upkeep::ToDo;
@@ -472,8 +473,11 @@ impl Driver {
                 Effect::Probe(probe) => {
                     let _ = self.to_do.probes.send(probe);
                 }
+                Effect::List(pack) => {
+                    let _ = self.to_do.give_ups.send(Surplus::List(pack));
+                }
                 Effect::GiveUp(give_up) => {
-                    let _ = self.to_do.give_ups.send(give_up);
+                    let _ = self.to_do.give_ups.send(Surplus::GiveUp(give_up));
                 }
                 // Should it stay, the device only has to agree once more.
                 Effect::Settled => {

@@ -123,7 +123,7 @@ pub struct Born {
     pub pack: PackId,
     /// Class, blocks and length.
     pub info: PackInfo,
-    /// It was not closed now: an opening met it, and the index did not know it.
+    /// It was not closed now: it was fetched, or an opening met it that the index did not know.
     pub found: bool,
 }
 

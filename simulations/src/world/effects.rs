@@ -120,6 +120,7 @@ impl World {
             Effect::Pull(pull) => self.pull(device, &pull),
             Effect::Vouch(vouch) => self.vouch(device, &vouch),
             Effect::Probe(probe) => self.probe(device, &probe),
+            Effect::List(pack) => self.list(device, pack),
             Effect::GiveUp(give_up) => self.give_copy_up(device, &give_up),
             Effect::Provide(key) => self.provide(device, key),
             Effect::FindProviders(key) => self.find_providers(device, key),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kith_core::device::{Command, Input};
 use kith_core::keeper::{Pull, Pulled};
 use kith_core::probing::{Probe, Probed};
-use kith_core::promises::{GaveUp, GiveUp, Vouch};
+use kith_core::promises::{GaveUp, GiveUp, Vouch, Wish};
 use kith_core::vouch;
 use kith_crdt::catalogue::{Born, HolderRecord, Leaving, LeavingRecord};
 use kith_object::id::{Cid, PackId};
@@ -16,7 +16,7 @@ use kith_object::pack::Class;
 use kith_object::seal::Opener;
 use kith_object::store::{AdoptError, Keep, StoreError};
 use kith_object::time::Span;
-use kith_protocol::promise::Refused;
+use kith_protocol::promise::{Promised, Refused};
 
 use super::record::Mark;
 use super::{Event, NOBODY, Promise, World};
@@ -140,10 +140,9 @@ impl World {
         let store = &running.storage.store;
         // What cannot be closed now is closed another time.
         let _ = store.tick(local);
-        let retirements = running.device.upkeep().retirements();
         let fresh = store.born().into_iter();
         slot.unborn
-            .extend(fresh.filter(|born| !born.found || !retirements.is_born(&born.pack)));
+            .extend(fresh.filter(|born| running.device.is_untold(born)));
         let again = store.kept_again();
         let born: Vec<Born> = slot
             .unborn
@@ -261,16 +260,17 @@ impl World {
             return;
         };
         let proved = vouch::vouch(&storage.store, vouch);
-        let written = proved.and_then(|proof| {
+        let written = proved.and_then(|vouched| {
             let log = storage.promises.as_ref().ok_or(Refused::Unwritten)?;
-            let written = log
-                .append(&vouch.promised.encode())
-                .and_then(|_| log.sync());
-            written.map(|()| proof).map_err(|_| Refused::Unwritten)
+            let until = vouch.until;
+            let mut packs = vouched.packs.iter();
+            let written = packs
+                .try_for_each(|&pack| log.append(&Promised { pack, until }.encode()).map(drop))
+                .and_then(|()| log.sync());
+            written.map(|()| vouched).map_err(|_| Refused::Unwritten)
         });
-        let pack = vouch.promised.pack;
-        if written == Err(Refused::Damaged) {
-            self.check(device, &pack);
+        if let (Err(Refused::Damaged), Wish::Pack(pack)) = (&written, &vouch.wish) {
+            self.check(device, pack);
         }
         let input = Input::Vouched {
             peer: vouch.challenge.asker,
@@ -279,6 +279,14 @@ impl World {
         };
         let syncs = self.syncs(device);
         self.later(syncs, device, input);
+    }
+
+    /// A device lists the blocks of a pack that are nowhere else on its disk.
+    pub(super) fn list(&mut self, device: usize, pack: PackId) {
+        if let Some(storage) = self.storage(device) {
+            let digests = vouch::list(&storage.store, &pack).ok().flatten();
+            self.later((0, 0), device, Input::Listed { pack, digests });
+        }
     }
 
     /// A pack that is not what it should be is set aside.

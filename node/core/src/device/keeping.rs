@@ -8,16 +8,17 @@ use kith_crdt::access::Role;
 use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
 use kith_crdt::replica::Replica;
 use kith_object::id::{DeviceId, PackId};
+use kith_object::store;
 use kith_object::time::Time;
-use kith_protocol::holdings::{self, Holdings};
+use kith_protocol::holdings::{self, HoldingTag, Holdings};
 use kith_protocol::placement::Placement;
-use kith_protocol::promise::{Message, Nonce, Promised, Proof, Refused};
+use kith_protocol::promise::{Digest, Message, Nonce, Promised, Refused};
 
 use super::{CommandError, Device, Effect, KIND_HOLDINGS, KIND_PROMISES};
 use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
 use crate::probing::{Probed, Verdict};
-use crate::promises::{Action, Promises};
+use crate::promises::{Action, Promises, Vouched};
 use crate::upkeep::Upkeep;
 
 /// Most messages about promises on the way to one device.
@@ -48,6 +49,18 @@ impl Device {
     pub fn is_superseded(&self, pack: &PackId) -> bool {
         let (packs, access) = (self.upkeep.packs(), self.replica.access());
         packs.is_retired(pack) && packs.live(pack, access).is_none()
+    }
+
+    /// Whether this device says that it holds a pack.
+    pub fn holds(&self, pack: &PackId) -> bool {
+        let own = self.holdings.of(&self.me);
+        own.is_some_and(|own| own.contains(HoldingTag::from(*pack)))
+    }
+
+    /// Whether the catalogue is to be told of a pack that came to be here. One that was found or fetched, and is known there, may be on its way out: to say it anew would call it back.
+    pub fn is_untold(&self, born: &store::Born) -> bool {
+        let own = self.upkeep.retirements();
+        !born.found || !own.is_born(&born.pack) && self.upkeep.packs().author(&born.pack).is_none()
     }
 
     /// Whether it is for another device to collect what is garbage in a pack, or to merge it: for whom it came to be, or else for the first keyed member of those that hold it and
@@ -151,6 +164,7 @@ impl Device {
                     self.send_sync(peer, KIND_PROMISES, &message.encode());
                 }
                 Action::Vouch(vouch) => self.effects.push_back(Effect::Vouch(vouch)),
+                Action::List(pack) => self.effects.push_back(Effect::List(pack)),
                 Action::GiveUp(give_up) => self.effects.push_back(Effect::GiveUp(give_up)),
                 Action::Disprove(pack, device) => {
                     self.keeper.disprove(self.now, pack, device);
@@ -208,10 +222,16 @@ impl Device {
         &mut self,
         peer: DeviceId,
         nonce: Nonce,
-        outcome: Result<Proof, Refused>,
+        outcome: Result<Vouched, Refused>,
     ) {
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
+        self.promises.vouched(self.now, peer, nonce, outcome, view);
+    }
+
+    pub(super) fn listed(&mut self, pack: PackId, digests: Option<Vec<Digest>>) {
+        let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         self.promises
-            .vouched(peer, nonce, outcome, self.connected.contains(&peer));
+            .listed(self.now, pack, digests, &self.keeper, view);
     }
 
     pub(super) fn is_admin(&self) -> bool {

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kith_crdt::access::{self, Access, Role};
-use kith_crdt::catalogue::{Born, CatalogueRecord, Leaving};
+use kith_crdt::catalogue::{Born, CatalogueRecord, Leaving, Retired};
 use kith_object::id::{EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, derive};
 use kith_object::time::Hlc;
 use kith_protocol::holdings::{self, Holdings};
 use kith_protocol::placement::{Policy, Redundancy};
+
+use kith_protocol::promise::BlocksProver;
 
 use super::*;
 use crate::arrangement::Giver;
@@ -39,6 +41,23 @@ fn proof(challenge: &Challenge, pack: &PackId) -> Proof {
     derive("test proof", &said.concat())
 }
 
+/// Two blocks of each pack that is no merge.
+fn blocks(n: u64) -> BTreeSet<Digest> {
+    let block = |at: u64| derive("test block", &[n.to_le_bytes(), at.to_le_bytes()].concat());
+    BTreeSet::from([block(0), block(1)])
+}
+
+/// A block's bytes are its digest.
+fn blocks_proof(challenge: &Challenge, digests: &[Digest], has: &Bits) -> Proof {
+    let mut prover = BlocksProver::new(challenge);
+    let had = digests
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| has.contains(*at));
+    had.for_each(|(_, digest)| prover.update(digest));
+    prover.finish()
+}
+
 #[derive(Debug)]
 enum Event {
     Frame {
@@ -49,6 +68,7 @@ enum Event {
     },
     Pulled(usize, PackId, usize),
     Vouched(usize, Vouch),
+    Listed(usize, PackId),
     GiveUp(usize, GiveUp),
     Probed(usize, Probe),
     /// A device hears how the mesh is arranged.
@@ -82,8 +102,13 @@ struct Mesh {
     devices: Vec<Device>,
     events: BTreeMap<(Time, u64), (usize, Event)>,
     number: u64,
-    /// How many copies were given up.
+    /// How many copies were given up, and how many of packs that were replaced.
     given_up: usize,
+    dropped: usize,
+    /// What lies in each pack.
+    blocks: BTreeMap<PackId, BTreeSet<Digest>>,
+    /// Packs that were replaced, and by which.
+    replaced: BTreeMap<PackId, PackId>,
     /// Devices that say yes to whatever they are asked, with a proof of their own making.
     liars: BTreeSet<usize>,
     /// Copies that are left must be as many.
@@ -138,6 +163,9 @@ impl Mesh {
             events: BTreeMap::new(),
             number: 0,
             given_up: 0,
+            dropped: 0,
+            blocks: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             liars: BTreeSet::new(),
             least: usize::from(copies),
         };
@@ -252,16 +280,87 @@ impl Mesh {
             blocks: 1,
             bytes: 1000,
         });
-        let author = self.id(at);
-        let entry = EntryId(derive("test entry", &n.to_le_bytes()));
+        self.blocks.insert(pack(n), blocks(n));
+        self.say("born", n, Hlc(5), at, &record);
+        self.holds(at, pack(n), true);
+    }
+
+    /// All devices hear at once what one says.
+    fn say(&mut self, what: &str, n: u64, hlc: Hlc, by: usize, record: &CatalogueRecord) {
+        let author = self.id(by);
+        let entry = EntryId(derive(what, &n.to_le_bytes()));
         for device in &mut self.devices {
-            device.packs.add(entry, author, Hlc(5), &record);
+            device.packs.add(entry, author, hlc, record);
             let changed = device.packs.take_changed();
             device
                 .keeper
                 .packs_changed(self.now, changed, &device.packs);
         }
-        self.holds(at, pack(n), true);
+    }
+
+    /// A device merges packs into one.
+    fn merge(&mut self, at: usize, old: &[PackId], n: u64) {
+        self.born(n, at);
+        let all = old.iter().flat_map(|old| self.blocks[old].clone());
+        let all = all.collect();
+        self.blocks.insert(pack(n), all);
+        for (place, old) in (0..).zip(old) {
+            let retired = CatalogueRecord::Retired(Retired {
+                pack: *old,
+                replacements: vec![pack(n)],
+                basis: Vec::new(),
+                left_out: Vec::new(),
+            });
+            self.say("retired", 1000 * n + place, Hlc(6), at, &retired);
+            self.replaced.insert(*old, pack(n));
+        }
+    }
+
+    /// A device drops what was replaced and lies in other packs there, as its collector does.
+    fn collect(&mut self, at: usize) {
+        for old in self.devices[at].disk.clone() {
+            let lies = |block: &Digest| self.found(at, block, &old).is_some();
+            if self.replaced.contains_key(&old) && self.blocks[&old].iter().all(lies) {
+                self.holds(at, old, false);
+            }
+        }
+    }
+
+    /// A pack on a disk that has a block and stays, besides that.
+    fn found(&self, at: usize, block: &Digest, besides: &PackId) -> Option<PackId> {
+        let disk = self.devices[at].disk.iter();
+        let mut has = disk.filter(|pack| {
+            *pack != besides
+                && !self.replaced.contains_key(*pack)
+                && self.blocks[*pack].contains(block)
+        });
+        has.next().copied()
+    }
+
+    /// What a device answers when it is asked to promise this.
+    fn vouch(&mut self, at: usize, vouch: &Vouch) -> Result<Vouched, Refused> {
+        let (packs, has, proof) = match &vouch.wish {
+            Wish::Pack(pack) if self.devices[at].disk.contains(pack) => {
+                let proof = proof(&vouch.challenge, pack);
+                (vec![*pack], Bits::default(), proof)
+            }
+            Wish::Pack(_) => return Err(Refused::Damaged),
+            Wish::Blocks(digests) => {
+                let mut has = Bits::none_of(digests.len());
+                let mut packs = BTreeSet::new();
+                for (place, block) in digests.iter().enumerate() {
+                    if let Some(pack) = self.found(at, block, &PackId::default()) {
+                        packs.insert(pack);
+                        has.insert(place);
+                    }
+                }
+                let proof = blocks_proof(&vouch.challenge, digests, &has);
+                (packs.into_iter().collect(), has, proof)
+            }
+        };
+        let log = &mut self.devices[at].log;
+        log.extend(packs.iter().map(|pack| (*pack, vouch.until)));
+        Ok(Vouched { proof, packs, has })
     }
 
     fn holds(&mut self, at: usize, pack: PackId, holds: bool) {
@@ -380,6 +479,7 @@ impl Mesh {
                 }
                 Action::Vouch(vouch) => self.later(at, 20_000, Event::Vouched(at, vouch)),
                 Action::GiveUp(give_up) => self.later(at, 5000, Event::GiveUp(at, give_up)),
+                Action::List(pack) => self.later(at, 50, Event::Listed(at, pack)),
                 Action::Disprove(..) => {}
             }
         }
@@ -405,13 +505,26 @@ impl Mesh {
                     return self.settle(to);
                 }
                 let message = Message::decode(&bytes).unwrap();
-                if let (Message::Ask { nonce, .. }, true) = (&message, self.liars.contains(&to)) {
-                    let (nonce, proof) = (*nonce, [7; 32]);
+                let lie = match &message {
+                    _ if !self.liars.contains(&to) => None,
+                    Message::Ask { nonce, .. } => {
+                        let (nonce, proof) = (*nonce, [7; 32]);
+                        Some(Message::Promise { nonce, proof })
+                    }
+                    Message::AskBlocks { nonce, digests } => {
+                        let mut has = Bits::none_of(digests.len());
+                        (0..digests.len()).for_each(|at| has.insert(at));
+                        let (nonce, proof) = (*nonce, [7; 32]);
+                        Some(Message::PromiseBlocks { nonce, proof, has })
+                    }
+                    _ => None,
+                };
+                if let Some(lie) = lie {
                     let frame = Event::Frame {
                         from: to,
                         to: from,
                         is_promise: true,
-                        bytes: Message::Promise { nonce, proof }.encode().into(),
+                        bytes: lie.encode().into(),
                     };
                     return self.later(from, 300, frame);
                 }
@@ -435,22 +548,38 @@ impl Mesh {
                 self.settle(at);
             }
             Event::Vouched(at, vouch) => {
-                let Promised { pack, until } = vouch.promised;
                 let Challenge { nonce, asker, .. } = vouch.challenge;
+                let outcome = self.vouch(at, &vouch);
+                let is_damaged = outcome.is_err();
                 let device = &mut self.devices[at];
-                let outcome = if device.disk.contains(&pack) {
-                    device.log.insert(pack, until);
-                    Ok(proof(&vouch.challenge, &pack))
-                } else {
-                    Err(Refused::Damaged)
+                let view = View {
+                    access: &self.access,
+                    packs: &device.packs,
+                    holdings: &device.holdings,
+                    connected: &device.connected,
                 };
-                let is_connected = device.connected.contains(&asker);
-                device.promises.vouched(asker, nonce, outcome, is_connected);
+                device.promises.vouched(now, asker, nonce, outcome, view);
                 self.settle(at);
-                if outcome.is_err() {
+                if let (true, Wish::Pack(pack)) = (is_damaged, vouch.wish) {
                     // Scrub finds it too.
                     self.holds(at, pack, false);
                 }
+            }
+            Event::Listed(at, pack) => {
+                let blocks = self.blocks[&pack].iter();
+                let left = blocks.filter(|block| self.found(at, block, &pack).is_none());
+                let digests = Some(left.copied().collect());
+                let digests = digests.filter(|_| self.devices[at].disk.contains(&pack));
+                let device = &mut self.devices[at];
+                let view = View {
+                    access: &self.access,
+                    packs: &device.packs,
+                    holdings: &device.holdings,
+                    connected: &device.connected,
+                };
+                let keeper = &device.keeper;
+                device.promises.listed(now, pack, digests, keeper, view);
+                self.settle(at);
             }
             Event::GiveUp(at, give_up) => self.give_up(at, &give_up),
             Event::Probed(at, probe) => self.probed(at, probe),
@@ -489,38 +618,79 @@ impl Mesh {
 
     fn give_up(&mut self, at: usize, give_up: &GiveUp) {
         let (now, pack) = (self.now, give_up.pack);
-        let false_ones = give_up.proofs.iter();
-        let false_ones = false_ones.filter(|(of, said)| proof(of, &pack) != *said);
-        let false_ones: Vec<DeviceId> = false_ones.map(|(of, _)| of.holder).collect();
+        let said = give_up.proofs.iter().enumerate();
+        let false_ones = said.filter(|(place, (of, said))| match &give_up.how {
+            Giving::Replaced(replaced) => {
+                blocks_proof(of, &replaced.digests, &replaced.has[*place]) != *said
+            }
+            _ => proof(of, &pack) != *said,
+        });
+        let false_ones: Vec<DeviceId> = false_ones.map(|(_, (of, _))| of.holder).collect();
         let how = if !self.devices[at].disk.contains(&pack) {
             GaveUp::Stays
         } else if !false_ones.is_empty() {
             GaveUp::False(false_ones)
+        } else if !self.may_go(at, give_up) {
+            GaveUp::Stays
         } else {
-            let mut left = self.holders(&pack);
-            left.retain(|holder| *holder != at);
-            let least = if give_up.at_once { 1 } else { self.least };
-            assert!(left.len() >= least, "enough copies are left: {left:?}");
             let promised = self.devices[at].log.get(&pack);
             assert!(
                 promised.is_none_or(|until| *until <= now),
                 "nobody gives up what it has promised"
             );
-            for (of, _) in &give_up.proofs {
-                let holder = &self.devices[self.place(&of.holder)];
-                assert!(holder.disk.contains(&pack), "who proved has it");
-                let until = holder.log.get(&pack).copied().unwrap_or_default();
-                assert!(
-                    until.since(now) > Span::from_secs(22 * 3600),
-                    "and keeps it"
-                );
-            }
             self.given_up += 1;
             self.holds(at, pack, false);
             GaveUp::Gone
         };
         self.devices[at].promises.gave_up(now, pack, how);
         self.settle(at);
+    }
+
+    /// Whether a copy may go by sound proofs: then enough others have what is in it, and keep it.
+    fn may_go(&mut self, at: usize, give_up: &GiveUp) -> bool {
+        let (now, pack) = (self.now, give_up.pack);
+        let keeps = |of: usize, pack: &PackId| {
+            let until = self.devices[of].log.get(pack).copied();
+            until.unwrap_or_default().since(now) > Span::from_secs(22 * 3600)
+        };
+        let Giving::Replaced(replaced) = &give_up.how else {
+            let mut left = self.holders(&pack);
+            left.retain(|holder| *holder != at);
+            let is_last = give_up.how == Giving::AtOnce;
+            let least = if is_last { 1 } else { self.least };
+            assert!(left.len() >= least, "enough copies are left: {left:?}");
+            for (of, _) in &give_up.proofs {
+                let holder = self.place(&of.holder);
+                assert!(left.contains(&holder), "who proved has it");
+                assert!(keeps(holder, &pack), "and keeps it");
+            }
+            return true;
+        };
+        for block in &self.blocks[&pack] {
+            if self.found(at, block, &pack).is_some() {
+                continue;
+            }
+            let place = replaced.digests.iter().position(|digest| digest == block);
+            let Some(place) = place else { return false };
+            let proofs = give_up.proofs.iter().zip(&replaced.has);
+            let with = proofs.filter(|(_, has)| has.contains(place));
+            let with: BTreeSet<DeviceId> = with.map(|((of, _), _)| of.holder).collect();
+            let by_all = |of: &KeptBy| of.devices.iter().all(|by| with.contains(by));
+            if !replaced.kept.iter().any(by_all) {
+                return false;
+            }
+            assert!(!with.is_empty());
+            for of in with {
+                let of = self.place(&of);
+                let found = self.found(of, block, &PackId::default());
+                assert!(
+                    found.is_some_and(|found| keeps(of, &found)),
+                    "who proved has it, and keeps it"
+                );
+            }
+        }
+        self.dropped += 1;
+        true
     }
 
     /// Lets time pass.
@@ -551,6 +721,7 @@ impl Mesh {
                     Event::Frame { to, .. } => *to,
                     Event::Pulled(at, ..)
                     | Event::Vouched(at, _)
+                    | Event::Listed(at, _)
                     | Event::GiveUp(at, _)
                     | Event::Probed(at, _)
                     | Event::Arranged(at, _) => *at,
@@ -629,6 +800,81 @@ fn a_copy_too_many_goes_once_those_who_should_have_one_have_proved_it() {
     );
     mesh.pass(Span::from_secs(2 * 86_400));
     assert!(mesh.devices[1].disk.is_empty(), "it is drained");
+}
+
+#[test]
+fn what_was_replaced_goes_where_what_replaces_it_is_not_once_its_blocks_are_proved() {
+    let mut mesh = Mesh::new(7, 6, 2);
+    mesh.connect_all();
+    for n in 0..12 {
+        mesh.born(n, 0);
+    }
+    mesh.pass(Span::from_secs(3 * 86_400));
+    let old: Vec<PackId> = (0..12).map(pack).collect();
+    mesh.holds(0, old[0], true);
+    mesh.merge(0, &old, 100);
+    mesh.pass(Span::from_secs(86_400));
+    let merged = mesh.holders(&pack(100));
+    assert_eq!(
+        merged.iter().copied().collect::<BTreeSet<_>>(),
+        mesh.placed(&pack(100))
+    );
+    for at in merged.clone() {
+        mesh.collect(at);
+    }
+    mesh.pass(Span::from_secs(2 * 86_400));
+    assert!(mesh.dropped >= 8, "{}", mesh.dropped);
+    for old in &old {
+        assert_eq!(mesh.holders(old), [0_usize; 0], "{old}");
+    }
+    // A retirement that says what is not so: that pack has nothing of it.
+    mesh.born(200, 0);
+    mesh.pass(Span::from_secs(2 * 86_400));
+    let (held, given_up) = (mesh.holders(&pack(200)), mesh.given_up);
+    let retired = CatalogueRecord::Retired(Retired {
+        pack: pack(200),
+        replacements: vec![pack(100)],
+        basis: Vec::new(),
+        left_out: Vec::new(),
+    });
+    mesh.say("retired", 1, Hlc(6), 0, &retired);
+    mesh.pass(Span::from_secs(4 * 86_400));
+    assert_eq!(mesh.holders(&pack(200)), held, "all of it stays");
+    assert_eq!(mesh.given_up, given_up);
+    for device in &mesh.devices {
+        let health = device.keeper.health(mesh.now);
+        assert_eq!(health.disproved, 0, "nobody is blamed for that");
+    }
+}
+
+#[test]
+fn who_says_that_it_has_blocks_and_has_not_counts_for_nothing() {
+    let mut mesh = Mesh::new(8, 6, 2);
+    mesh.connect_all();
+    mesh.born(0, 0);
+    mesh.pass(Span::from_secs(2 * 86_400));
+    let from = mesh.holders(&pack(0))[0];
+    // Another name until it lies where the old pack does not.
+    let n = (1..)
+        .find(|n| {
+            mesh.born(*n, from);
+            mesh.placed(&pack(*n)).is_disjoint(&mesh.placed(&pack(0)))
+        })
+        .unwrap();
+    let liar = *mesh.placed(&pack(n)).first().unwrap();
+    mesh.liars.insert(liar);
+    mesh.merge(from, &[pack(0)], n);
+    let mut blamed = 0;
+    for _ in 0..96 {
+        mesh.pass(Span::from_secs(3600));
+        for device in &mesh.devices {
+            let health = device.keeper.health(mesh.now);
+            blamed += health.disproved;
+        }
+    }
+    assert!(blamed > 0, "those who asked found out");
+    assert_eq!(mesh.dropped, 0);
+    assert_eq!(mesh.holders(&pack(0)).len(), 2, "all of it stays");
 }
 
 #[test]
@@ -722,11 +968,35 @@ fn asks_are_bounded_and_answered_for_what_is_here_alone() {
     let made = PROOFS_MAX + WAITING_EACH_MAX;
     let expected = [(Refused::Lacking, 100), (Refused::Busy, 100 - made)];
     assert_eq!(refused, expected.into());
+    // Nor for more blocks than so many.
+    let mut busy = 0;
+    for n in 0..8 {
+        let ask = Message::AskBlocks {
+            nonce: [200 + n; 16],
+            digests: vec![[1; 32]; BLOCKS_MAX].into(),
+        };
+        let other = DeviceId([n; 32]);
+        device.promises.received(mesh.now, other, ask, view);
+        device.promises.check_invariants();
+        while let Some(action) = device.promises.poll_action() {
+            let why = Refused::Busy;
+            let nonce = [200 + n; 16];
+            let refusal = Message::Refusal { nonce, why };
+            assert_eq!(action, Action::Send(other, refusal));
+            busy += 1;
+        }
+    }
+    assert_eq!(busy, 4);
     // What nobody asked for is passed over.
     for message in [
         Message::Promise {
             nonce: [1; 16],
             proof: [1; 32],
+        },
+        Message::PromiseBlocks {
+            nonce: [1; 16],
+            proof: [1; 32],
+            has: Bits::none_of(3),
         },
         Message::Refusal {
             nonce: [1; 16],
@@ -859,7 +1129,7 @@ fn samples_are_few_and_what_fails_once_is_asked_for_again() {
 }
 
 /// Some days of a mesh in which everything happens at random; the laws are looked at in [`Mesh::give_up`].
-fn random_days(seed: u64) -> usize {
+fn random_days(seed: u64) -> (usize, usize) {
     let mut rng = Rng::from_seed(derive("test days", &seed.to_le_bytes()));
     let count = 3 + usize::try_from(rng.below(5)).unwrap();
     let copies = 2 + u8::try_from(rng.below(2)).unwrap();
@@ -870,7 +1140,7 @@ fn random_days(seed: u64) -> usize {
     for _ in 0..60 {
         let at = usize::try_from(rng.below(count as u64)).unwrap();
         let other = usize::try_from(rng.below(count as u64)).unwrap();
-        match rng.below(9) {
+        match rng.below(10) {
             0 | 1 if mesh.devices[at].is_up => {
                 mesh.born(born, at);
                 born += 1;
@@ -899,6 +1169,16 @@ fn random_days(seed: u64) -> usize {
                     device.disk.remove(&lost);
                 }
             }
+            8 if mesh.devices[at].is_up => {
+                let disk = mesh.devices[at].disk.iter();
+                let live = disk.filter(|pack| !mesh.replaced.contains_key(*pack));
+                let old: Vec<PackId> = live.take(3).copied().collect();
+                if old.len() > 1 {
+                    mesh.merge(at, &old, born);
+                    born += 1;
+                }
+                mesh.collect(other);
+            }
             _ => mesh.connect_all(),
         }
         let span = match rng.below(4) {
@@ -914,18 +1194,35 @@ fn random_days(seed: u64) -> usize {
         giver.capacity = 1 << 30;
         giver.leaving = (Leaving::Stays, Hlc(1));
     }
-    let before: BTreeSet<u64> = (0..born)
-        .filter(|n| !mesh.holders(&pack(*n)).is_empty())
-        .collect();
+    let held = |mesh: &Mesh| -> BTreeSet<PackId> {
+        let disks = mesh.devices.iter().flat_map(|of| &of.disk);
+        disks.copied().collect()
+    };
+    let blocks = |mesh: &Mesh| -> BTreeSet<Digest> {
+        let packs = held(mesh).into_iter();
+        packs.flat_map(|pack| mesh.blocks[&pack].clone()).collect()
+    };
+    let (before, had) = (held(&mesh), blocks(&mesh));
     mesh.rearrange(&givers, 1000);
     mesh.connect_all();
     // What a disk has lost is found by samples.
     mesh.pass(Span::from_secs(6 * 86_400));
-    for n in before {
-        let held: BTreeSet<usize> = mesh.holders(&pack(n)).into_iter().collect();
-        assert_eq!(held, mesh.placed(&pack(n)), "seed {seed}, pack {n}");
+    for at in 0..count {
+        mesh.collect(at);
     }
-    mesh.given_up
+    mesh.pass(Span::from_secs(2 * 86_400));
+    assert_eq!(blocks(&mesh), had, "seed {seed}: nothing is lost");
+    for pack in before {
+        let held: BTreeSet<usize> = mesh.holders(&pack).into_iter().collect();
+        let mut ends = std::iter::successors(Some(pack), |of| mesh.replaced.get(of).copied());
+        let end = ends.by_ref().last().unwrap();
+        if end == pack {
+            assert_eq!(held, mesh.placed(&pack), "seed {seed}, {pack}");
+        } else if !mesh.holders(&end).is_empty() {
+            assert_eq!(held, BTreeSet::new(), "seed {seed}, {pack} was replaced");
+        }
+    }
+    (mesh.given_up, mesh.dropped)
 }
 
 #[test]
@@ -934,9 +1231,10 @@ fn nothing_is_given_up_that_others_do_not_have_whatever_happens() {
         Some(_) => 1000,
         None => 12,
     };
-    let given_up: usize = (0..seeds).map(random_days).sum();
-    assert!(
-        given_up > seeds as usize,
-        "copies were given up: {given_up}"
-    );
+    let all: Vec<(usize, usize)> = (0..seeds).map(random_days).collect();
+    let given_up: usize = all.iter().map(|(given_up, _)| given_up).sum();
+    let dropped: usize = all.iter().map(|(_, dropped)| dropped).sum();
+    let seeds = seeds as usize;
+    assert!(given_up > seeds, "copies were given up: {given_up}");
+    assert!(dropped > seeds / 4, "and what was replaced: {dropped}");
 }

@@ -274,7 +274,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             .map_err(|source| StoreError::Index { source })?;
         lock(&self.stats).packs_adopted += 1;
         lock(&self.retiring).closed(part.pack);
-        self.note_born(part.pack, info, false, part.keep);
+        self.note_born(part.pack, info, true, part.keep);
         Ok(info)
     }
 

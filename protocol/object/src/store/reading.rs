@@ -148,11 +148,16 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// Whether the block is sound at that place.
     pub(super) fn reads(&self, cid: &Cid, place: &Location) -> bool {
+        self.read_at(cid, place).is_some()
+    }
+
+    /// The block at that place, if it is sound.
+    pub(super) fn read_at(&self, cid: &Cid, place: &Location) -> Option<Bytes> {
         let name = self.name_of(&place.pack);
-        matches!(
-            self.read_copy(cid, &name, place.offset, place.len),
-            Copy::Sound(_)
-        )
+        match self.read_copy(cid, &name, place.offset, place.len) {
+            Copy::Sound(block) => Some(block),
+            _ => None,
+        }
     }
 
     fn read_copy(&self, cid: &Cid, name: &str, offset: u32, len: u32) -> Copy {

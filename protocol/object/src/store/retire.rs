@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+
 use super::open_pack::{Room, Writing};
 use super::{Keep, Store, StoreError, Verified, closed_name};
 use crate::disk::{Disk, lock};
@@ -213,6 +215,33 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// [`StoreError::Index`].
     pub fn lies_live(&self, cid: &Cid) -> Result<bool, StoreError> {
         Ok(self.holds_for(cid, Keep::Kept) || !self.live_packs(cid)?.is_empty())
+    }
+
+    /// The same, of other packs than that.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn lies_live_besides(&self, cid: &Cid, pack: &PackId) -> Result<bool, StoreError> {
+        let live = self.live_packs(cid)?;
+        Ok(self.holds_for(cid, Keep::Kept) || live.iter().any(|other| other != pack))
+    }
+
+    /// Reads a block from a closed pack that is kept and not on its way out, and that it may be in; and says from which.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn read_live(
+        &self,
+        cid: &Cid,
+        may_be_in: &dyn Fn(&PackId) -> bool,
+    ) -> Result<Option<(PackId, Bytes)>, StoreError> {
+        let places = self.index.locations(cid);
+        let places = places.map_err(|source| StoreError::Index { source })?;
+        let live = self.live_packs(cid)?;
+        let mut live = places
+            .iter()
+            .filter(|place| live.contains(&place.pack) && may_be_in(&place.pack));
+        Ok(live.find_map(|place| Some((place.pack, self.read_at(cid, place)?))))
     }
 
     /// The closed packs, kept and not on their way out, that a block lies in.
