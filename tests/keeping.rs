@@ -84,6 +84,23 @@ fn what_is_put_is_kept_by_as_many_as_should_and_outlasts_them() {
             .all(|pack| pack["waits"] == serde_json::json!([]))
     );
     wait_until_healthy(&devices[0]);
+    let quotas = || devices[1].ok(["quota"]).values();
+    let sum =
+        |quotas: &[Value], key: &str| -> u64 { quotas.iter().map(|of| number(of, key)).sum() };
+    let all = wait_until("all know what each of them holds", || {
+        let all = quotas();
+        let counted = sum(&all, "takes") == sum(&all, "held");
+        (counted && sum(&all, "wrote_packs") >= 2).then_some(all)
+    });
+    assert_eq!(all.len(), 4);
+    for quota in &all {
+        assert_eq!(quota["gives"], 1 << 30, "{quota}");
+        let is_writer = quota["name"] == "desk";
+        assert_eq!(number(quota, "wrote") > 30 << 20, is_writer, "{quota}");
+        assert_eq!(number(quota, "wrote") == 0, !is_writer, "{quota}");
+    }
+    let (wrote, takes) = (sum(&all, "wrote"), sum(&all, "takes"));
+    assert!(takes >= 2 * wrote && takes <= 3 * wrote, "{wrote} {takes}");
     // Where it was put is gone for good: nothing is lost, and what is missing comes back by itself.
     devices[0].kill();
     devices.remove(0);

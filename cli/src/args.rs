@@ -93,6 +93,9 @@ pub(crate) enum Command {
     /// Show or set how often, and where, the mesh keeps what is stored
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Show how much of what is stored each device wrote and holds, and what it gives
+    #[command(after_help = QUOTA_HELP)]
+    Quota,
     /// Show which devices hold a file or a folder
     Where(WhereArgs),
     /// Show what is being waited for until a file or a folder is kept as often as it should be
@@ -481,6 +484,9 @@ pub(crate) enum StoreCommand {
     /// Make the whole index anew from the packs; no daemon may run
     Rebuild,
 }
+
+const QUOTA_HELP: &str = "Counted in packs that are to be kept: a device wrote those that came to be on it first, what it merged and collected included. `takes` is what all copies of these \
+come to; `holds` is what lies on a device for good, whoever wrote it. What was read and may go when room is needed counts for nobody.";
 
 const POLICY_HELP: &str = "It holds for all devices, and only an admin sets it. Of each pack as many whole copies are kept as outlast what was asked for: `--replicas 3` three, \
 `--erasure 4+2` three too (any two devices may be lost), until packs are coded. Unless something is set, it is `--auto`: any two devices may be lost where there are four or more, one \

@@ -67,6 +67,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), CommandErro
         Command::Store(StoreCommand::Rebuild) => store::rebuild(home, output).await,
         Command::Devices => device::list(&home, output).await,
         Command::Policy(command) => keeping::policy(&home, command, output).await,
+        Command::Quota => keeping::quota(&home, output).await,
         Command::Where(args) => keeping::holders(&home, &args.what, output).await,
         Command::Why(args) => keeping::why(&home, &args.what, output).await,
         Command::Device(DeviceCommand::Set(args)) => device::set(&home, args, output).await,

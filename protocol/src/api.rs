@@ -299,6 +299,8 @@ pub enum Request {
         #[serde(default)]
         set: Option<PolicyWish>,
     },
+    /// What each device takes of the room there is. One [`Event::Quota`] for each.
+    Quota,
     /// Says what a device gives for packs; what is absent stays as it is. One [`Event::Device`].
     DeviceSet {
         /// Its name or id; the one asked if absent.
@@ -604,6 +606,8 @@ pub enum Event {
         /// Why it cannot be kept now.
         unmet: Option<String>,
     },
+    /// What a device takes of the room there is, and gives.
+    Quota(Quota),
     /// A pack in which something of an object lies.
     Where {
         /// Its id; absent for what lies in no closed pack yet, or nowhere that is known.
@@ -628,6 +632,31 @@ pub enum Event {
     Done,
     /// The call failed; nothing follows.
     Failed(Failure),
+}
+
+/// What a device takes of the room there is, and gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// In which space.
+    pub space: String,
+    /// Its id.
+    pub device: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it belongs no more; what it wrote is still kept.
+    pub removed: bool,
+    /// Packs it wrote that are to be kept.
+    pub wrote_packs: u64,
+    /// Bytes of these, once.
+    pub wrote: u64,
+    /// Bytes of all copies that there are of these.
+    pub takes: u64,
+    /// Packs it says it holds, whoever wrote them.
+    pub held_packs: u64,
+    /// Bytes of these.
+    pub held: u64,
+    /// Bytes it gives for packs that others rely on.
+    pub gives: u64,
 }
 
 /// A pack on its way out.

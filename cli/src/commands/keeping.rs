@@ -1,16 +1,16 @@
-//! `kith policy`, `kith where` and `kith why`.
+//! `kith policy`, `kith quota`, `kith where` and `kith why`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 use kith_node::config::Home;
 use kith_node::local::no_input;
-use kith_protocol::api::{Event, PolicyWish, Request};
+use kith_protocol::api::{Event, PolicyWish, Quota, Request};
 
 use super::what;
 use crate::args::PolicyCommand;
 use crate::failure::CommandError;
-use crate::output::Output;
+use crate::output::{Output, human};
 use crate::session;
 
 pub(crate) async fn policy(
@@ -69,6 +69,42 @@ fn policy_text(event: &Event) -> String {
         text.push_str(&format!("unmet       {unmet}\n"));
     }
     text
+}
+
+/// What each device takes of the room there is.
+pub(crate) async fn quota(home: &Home, output: &mut Output) -> Result<(), CommandError> {
+    let mut all: Vec<Quota> = Vec::new();
+    let mut call = session::call(home, Request::Quota, no_input()).await?;
+    while let Some((event, _)) = call.next().await? {
+        if let Event::Quota(quota) = &event {
+            all.push(quota.clone());
+            output.result(&event, String::new)?;
+        }
+    }
+    let line = |name: &str, cells: [String; 4]| {
+        let [wrote, takes, holds, gives] = cells;
+        format!("{name:20} {wrote:>10} {takes:>10} {holds:>10} {gives:>10}\n")
+    };
+    let sum = |of: fn(&Quota) -> u64| human(all.iter().map(of).fold(0, u64::saturating_add));
+    let titles = ["wrote", "takes", "holds", "gives"].map(str::to_owned);
+    told(output, &line("", titles))?;
+    for quota in &all {
+        let name = if quota.removed {
+            format!("{} (removed)", quota.name)
+        } else {
+            quota.name.clone()
+        };
+        let cells = [quota.wrote, quota.takes, quota.held, quota.gives].map(human);
+        told(output, &line(&name, cells))?;
+    }
+    let sums = [
+        sum(|of| of.wrote),
+        sum(|of| of.takes),
+        sum(|of| of.held),
+        sum(|of| of.gives),
+    ];
+    told(output, &line("all", sums))?;
+    Ok(())
 }
 
 /// Text for people; programs have had it event by event.

@@ -126,6 +126,7 @@ impl Service for Node {
                     monthly,
                 } => self.retention([all, daily, monthly], &tell).await,
                 Request::Policy { set } => self.policy(set, &tell).await,
+                Request::Quota => self.quota(&tell).await,
                 Request::DeviceSet {
                     device,
                     capacity,

@@ -2,7 +2,7 @@
 //!
 //! Spec: `protocol/spec/upkeep.md`, "Keeping".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Role;
 use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
@@ -17,12 +17,28 @@ use kith_protocol::promise::{Digest, Message, Nonce, Promised, Refused};
 use super::{CommandError, Device, Effect, KIND_HOLDINGS, KIND_PROMISES};
 use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
+use crate::packs::Stands;
 use crate::probing::{Probed, Verdict};
 use crate::promises::{Action, Promises, Vouched};
 use crate::upkeep::Upkeep;
 
 /// Most messages about promises on the way to one device.
 const PROMISES_UNDER_WAY_MAX: usize = 128;
+
+/// What a device takes of the room there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Packs it was the first to write, that are to be kept.
+    pub wrote_packs: u64,
+    /// Their bytes, once.
+    pub wrote: u64,
+    /// And of all copies that devices say they hold.
+    pub takes: u64,
+    /// Packs it says it holds, whoever wrote them.
+    pub held_packs: u64,
+    /// Their bytes.
+    pub held: u64,
+}
 
 impl Device {
     /// What every device holds.
@@ -80,6 +96,39 @@ impl Device {
         }
         let first = held.into_iter().find(is_there);
         first.is_some_and(|first| first != self.me)
+    }
+
+    /// Counts what each device wrote and holds, of so many packs from one on; where to go on.
+    pub fn count_shares(
+        &self,
+        from: PackId,
+        most: usize,
+        shares: &mut BTreeMap<DeviceId, Share>,
+    ) -> Option<PackId> {
+        let (access, packs) = (self.access(), self.upkeep.packs());
+        let mut left = packs.from(from);
+        for pack in left.by_ref().take(most) {
+            let Some((stands, bytes)) = packs.stands(&pack, access) else {
+                continue;
+            };
+            let tag = HoldingTag::from(pack);
+            let mut copies = 0;
+            for device in access.members.keys() {
+                if self.holdings.of(device).is_some_and(|of| of.contains(tag)) {
+                    let share = shares.entry(*device).or_default();
+                    share.held_packs += 1;
+                    share.held += bytes;
+                    copies += 1;
+                }
+            }
+            if let (Stands::Live, Some(author)) = (stands, packs.author(&pack)) {
+                let share = shares.entry(author).or_default();
+                share.wrote_packs += 1;
+                share.wrote += bytes;
+                share.takes += copies * bytes;
+            }
+        }
+        left.next()
     }
 
     /// Takes back what was kept of other devices' holdings.

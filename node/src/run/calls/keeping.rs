@@ -1,4 +1,4 @@
-//! Where packs are kept: `policy`, `device set`, `where`, and waiting for holders.
+//! Where packs are kept: `policy`, `quota`, `device set`, `where`, and waiting for holders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +29,9 @@ use kith_object::tree::FileKind;
 const HOME: &str = "home";
 /// How often it is looked whether there are as many holders as there should be.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Packs that are counted in one go.
+const COUNT_MAX: usize = 4096;
 
 /// What a device is to give.
 pub(super) struct Wish {
@@ -85,6 +88,47 @@ impl Node {
         }
         let event = self.look(policy_event).await?;
         told(tell, event).await
+    }
+
+    /// Shows what each device takes of the room there is.
+    pub(super) async fn quota(&self, tell: &Teller) -> Result<(), Failure> {
+        let (mut shares, mut from) = (BTreeMap::new(), Some(PackId::default()));
+        while let Some(next) = from {
+            // A few at a time: whatever else the device has to do is not held up.
+            let count = move |device: &Device| {
+                let mut shares = shares;
+                let next = device.count_shares(next, COUNT_MAX, &mut shares);
+                (shares, next)
+            };
+            (shares, from) = self.look(count).await?;
+        }
+        let quotas = self.look(move |device| {
+            let access = device.access();
+            let known = access.members.keys().chain(access.removed.keys());
+            let quota = |id: &DeviceId| {
+                let share = shares.get(id).copied().unwrap_or_default();
+                let given = device.keeper().givers().get(id);
+                let removed = !access.members.contains_key(id);
+                // Of whom nothing is left nothing is told.
+                (!removed || share.wrote_packs > 0).then(|| api::Quota {
+                    space: HOME.to_owned(),
+                    device: id.to_string(),
+                    name: device_name(device, id),
+                    removed,
+                    wrote_packs: share.wrote_packs,
+                    wrote: share.wrote,
+                    takes: share.takes,
+                    held_packs: share.held_packs,
+                    held: share.held,
+                    gives: given.map_or(0, |given| given.capacity),
+                })
+            };
+            known.filter_map(quota).collect::<Vec<_>>()
+        });
+        for quota in quotas.await? {
+            told(tell, Event::Quota(quota)).await?;
+        }
+        Ok(())
     }
 
     /// Says what a device gives for packs.
