@@ -449,6 +449,48 @@ fn copies_that_are_too_many_are_given_up_but_not_what_is_pinned() {
 }
 
 #[test]
+fn a_phone_keeps_no_more_than_its_cache_and_reads_all() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["attic", "cellar", "phone"]);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    devices[2].stop();
+    let room = [
+        "--listen",
+        "127.0.0.1",
+        "--capacity",
+        "0",
+        "--cache-size",
+        "4M",
+    ];
+    devices[2].up_with(&room);
+    let contents = [noise(70, 20 << 20), noise(71, 1000)];
+    for (name, bytes) in ["film", "note"].iter().zip(&contents) {
+        let file = place.write(name, bytes);
+        let file = file.to_str().expect("a path");
+        devices[2].ok(["put", file, "--wait", "replicated"]);
+    }
+    let most = 4 << 20;
+    let is_small = |device: &Kith| {
+        let status = device.status();
+        assert_eq!(number(&status, "cache_bytes"), most);
+        (number(&status, "disk_bytes") <= most).then_some(())
+    };
+    wait_until("others keep what it put", || is_small(&devices[2]));
+    for (name, bytes) in ["/film", "/note"].iter().zip(&contents) {
+        assert!(devices[2].cat(name) == *bytes, "{name}");
+    }
+    // What it read is cached, and goes too; that holds for later starts.
+    wait_until("what it read is gone", || is_small(&devices[2]));
+    devices[2].stop();
+    devices[2].up_with(&["--listen", "127.0.0.1"]);
+    assert!(devices[2].cat("/film") == contents[0]);
+    wait_until("it is again", || is_small(&devices[2]));
+    devices[2].stop();
+    devices[2].up_with(&["--listen", "127.0.0.1", "--cache-size", "none"]);
+    assert!(devices[2].status()["cache_bytes"].is_null());
+}
+
+#[test]
 fn a_copy_stays_while_one_that_counts_is_rotten() {
     let place = Place::new(PROGRAM);
     let mut devices = mesh(&place, &["attic", "cellar", "phone"]);

@@ -165,6 +165,9 @@ pub(crate) struct UpArgs {
     /// Most that stored packs may take, as `200G` (of 1,024 each), or `none`; kept for later starts
     #[arg(long, value_name = "SIZE", value_parser = quota)]
     pub(crate) quota: Option<Quota>,
+    /// Most that may lie here of what was only read, or what others keep, as `8G` (of 1,024 each), or `none`: what is of least use goes first; with `--capacity 0` names, keys, pins and this are all that a phone keeps. For later starts too
+    #[arg(long, value_name = "SIZE", value_parser = quota)]
+    pub(crate) cache_size: Option<Quota>,
     /// How much of the disk stays free of stored packs, as `5G` (of 1,024 each) [default: 1G, or a sixteenth of a smaller disk]; kept for later starts
     #[arg(long, value_name = "SIZE", env = "KITH_KEEP_FREE", hide_env_values = true, value_parser = size)]
     pub(crate) keep_free: Option<u64>,

@@ -68,6 +68,8 @@ pub struct Joining {
 pub struct Settings {
     /// Most bytes that packs may take.
     pub quota: Option<u64>,
+    /// Most bytes that packs may take that were only read here, or that others keep.
+    pub cache: Option<u64>,
     /// Bytes that stay free on the disk; if not said, [`kith_object::store::FREE_FLOOR`] or less on a small disk.
     pub keep_free: Option<u64>,
     /// What an acknowledgement promises.
@@ -111,6 +113,9 @@ impl Settings {
         if let Some(quota) = self.quota {
             text.push_str(&format!("quota {quota}\n"));
         }
+        if let Some(cache) = self.cache {
+            text.push_str(&format!("cache-size {cache}\n"));
+        }
         if let Some(free) = self.keep_free {
             text.push_str(&format!("keep-free {free}\n"));
         }
@@ -123,6 +128,7 @@ impl Settings {
         for line in unchecked_text("kith settings 1", text)?.lines() {
             match line.split_once(' ')? {
                 ("quota", bytes) => settings.quota = Some(bytes.parse().ok()?),
+                ("cache-size", bytes) => settings.cache = Some(bytes.parse().ok()?),
                 ("keep-free", bytes) => settings.keep_free = Some(bytes.parse().ok()?),
                 ("durability", name) => settings.durability = name.parse().ok()?,
                 // Of a later version, which this one need not understand.
@@ -592,6 +598,7 @@ mod tests {
         assert_eq!(home.settings().unwrap(), Settings::default());
         let set = Settings {
             quota: Some(200 << 30),
+            cache: Some(8 << 30),
             keep_free: Some(5 << 30),
             durability: Durability::Relaxed,
         };

@@ -162,6 +162,8 @@ pub struct UpOptions {
     pub listen: Vec<IpAddr>,
     /// Sets the quota of the store for good; `Some(None)` lifts it.
     pub quota: Option<Option<u64>>,
+    /// Sets for good how much may be cached; `Some(None)` lifts that.
+    pub cache: Option<Option<u64>>,
     /// Sets for good how many bytes stay free on the disk.
     pub keep_free: Option<u64>,
     /// Sets for good what an acknowledgement promises.
@@ -1001,10 +1003,15 @@ fn settings(home: &Home, options: Option<&UpOptions>) -> Result<Settings, NodeEr
     let mut settings = kept;
     if let Some(options) = options {
         settings.quota = options.quota.unwrap_or(settings.quota);
+        settings.cache = options.cache.unwrap_or(settings.cache);
         settings.keep_free = options.keep_free.or(settings.keep_free);
         settings.durability = options.durability.unwrap_or(settings.durability);
         let moved = options.keep_free.is_some() && settings.keep_free != kept.keep_free;
-        if moved || options.quota.is_some() || options.durability.is_some() {
+        if moved
+            || options.quota.is_some()
+            || options.cache.is_some()
+            || options.durability.is_some()
+        {
             home.write_settings(settings)?;
         }
     }

@@ -99,6 +99,7 @@ fn open_store_telling(
     })?;
     let config = StoreConfig {
         quota: settings.quota,
+        cache: settings.cache,
         free_floor: settings.keep_free,
         ..StoreConfig::new(space)
     };

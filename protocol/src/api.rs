@@ -841,6 +841,8 @@ pub struct Status {
     pub disk_bytes: u64,
     /// Of these, bytes that go first when room is needed.
     pub cached_bytes: u64,
+    /// Most bytes of these.
+    pub cache_bytes: Option<u64>,
     /// Most bytes that packs may take, if there is a limit.
     pub quota_bytes: Option<u64>,
     /// Bytes free on the disk, where it can tell.

@@ -22,7 +22,10 @@ pub(crate) async fn run(home: &Home, output: &mut Output) -> Result<(), CommandE
 fn room(status: &Status) -> String {
     let mut text = format!("{} used", human(status.disk_bytes));
     if status.cached_bytes > 0 {
-        text.push_str(&format!(" ({} of it cache)", human(status.cached_bytes)));
+        let most = status.cache_bytes.map(human);
+        let most = most.map_or(String::new(), |most| format!(", {most} at most"));
+        let cached = human(status.cached_bytes);
+        text.push_str(&format!(" ({cached} of it cache{most})"));
     }
     match status.quota_bytes {
         Some(quota) => text.push_str(&format!(" of a quota of {}", human(quota))),

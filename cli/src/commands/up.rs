@@ -20,6 +20,7 @@ pub(crate) async fn run(home: Home, args: UpArgs, output: &mut Output) -> Result
     let options = UpOptions {
         listen: args.listen,
         quota: args.quota.map(|quota| quota.0),
+        cache: args.cache_size.map(|size| size.0),
         keep_free: args.keep_free,
         durability: args.durability,
         lan: !args.no_lan,

@@ -42,6 +42,8 @@ pub struct StoreConfig {
     pub free_floor: Option<u64>,
     /// Most bytes that the files of packs may take together.
     pub quota: Option<u64>,
+    /// Most bytes that cached packs may take together.
+    pub cache: Option<u64>,
 }
 
 impl StoreConfig {
@@ -52,6 +54,7 @@ impl StoreConfig {
             pack_bytes_max: 16 << 20,
             free_floor: None,
             quota: None,
+            cache: None,
         }
     }
 }

@@ -70,6 +70,7 @@ impl Node {
                     blocks: usage.blocks,
                     disk_bytes: usage.bytes,
                     cached_bytes: usage.cached,
+                    cache_bytes: usage.cache,
                     quota_bytes: usage.quota,
                     free_bytes: usage.free,
                     floor_bytes: usage.floor,

@@ -74,7 +74,10 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             !state.sealed.is_empty()
         };
-        if waiting { self.finish() } else { Ok(()) }
+        if waiting {
+            self.finish()?;
+        }
+        self.trim_cache()
     }
 
     pub(super) fn finish(&self) -> Result<(), StoreError> {

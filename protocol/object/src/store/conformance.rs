@@ -32,6 +32,7 @@ fn config() -> StoreConfig {
         pack_bytes_max: PACK_BYTES,
         free_floor: Some(0),
         quota: None,
+        cache: None,
     }
 }
 

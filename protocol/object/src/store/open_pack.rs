@@ -212,6 +212,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             lock(&self.stats).blocks_known += 1;
             return Ok(false);
         }
+        if keep == Keep::Cached {
+            self.trim_cache()?;
+        }
         Ok(true)
     }
 
@@ -304,7 +307,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let full = state.open.get(&kind).is_some_and(|open| {
             let blocks = open.writer.blocks().len();
             blocks >= PACK_BLOCKS_MAX
-                || (blocks > 0 && open.writer.len_with(&head) > self.config.pack_bytes_max)
+                || (blocks > 0 && open.writer.len_with(&head) > self.pack_max(keep))
         });
         let mut filled = None;
         if full {

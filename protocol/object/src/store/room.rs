@@ -26,6 +26,8 @@ pub struct Usage {
     pub cached: u64,
     /// Most bytes there may be.
     pub quota: Option<u64>,
+    /// Most bytes of cached packs.
+    pub cache: Option<u64>,
     /// Bytes free on the disk, where it can tell.
     pub free: Option<u64>,
     /// Bytes that must stay free.
@@ -45,6 +47,10 @@ fn reserve_of(limit: u64) -> u64 {
 const RESERVE_MAX: u64 = 16 << 20;
 /// Of a small limit the reserve is that part.
 const RESERVE_PART: u64 = 4;
+
+/// Of how many packs a cache is made at least, and how long each may become whatever that comes to.
+const CACHED_PACKS_LEAST: u64 = 4;
+const CACHED_PACK_LEAST: u64 = 1 << 20;
 
 /// Room that is wanted for a block.
 pub(super) struct Wanted {
@@ -95,6 +101,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             bytes: self.used.load(Ordering::Relaxed),
             cached: self.cached().bytes(),
             quota: Some(self.quota.load(Ordering::Relaxed)).filter(|quota| *quota != u64::MAX),
+            cache: self.config.cache,
             free: self.disk.free(),
             floor: self.floor(),
         };
@@ -202,6 +209,34 @@ impl<D: Disk, I: Index> Store<D, I> {
             dropped += self.drop_cached(bytes - dropped)?;
         }
         Ok(dropped > 0)
+    }
+
+    /// How long a pack becomes before it is closed. A small cache is made of small packs: they go one by one.
+    pub(super) fn pack_max(&self, keep: Keep) -> u64 {
+        let most = self.config.pack_bytes_max;
+        match self.config.cache.filter(|_| keep == Keep::Cached) {
+            Some(cache) => most.min(CACHED_PACK_LEAST.max(cache / CACHED_PACKS_LEAST)),
+            None => most,
+        }
+    }
+
+    /// Drops cached packs until they take no more than they may.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Write`].
+    ///
+    /// Spec: `protocol/spec/store.md`, "Kept and cached".
+    pub(super) fn trim_cache(&self) -> Result<(), StoreError> {
+        let Some(most) = self.config.cache else {
+            return Ok(());
+        };
+        // Of the rest the open one makes use.
+        let closed = most.saturating_sub(self.pack_max(Keep::Cached));
+        let surplus = self.cached().bytes().saturating_sub(closed);
+        if surplus > 0 {
+            self.drop_cached(surplus)?;
+        }
+        Ok(())
     }
 
     fn drop_cached(&self, bytes: u64) -> Result<u64, StoreError> {

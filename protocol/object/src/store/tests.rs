@@ -52,6 +52,7 @@ fn config() -> StoreConfig {
         pack_bytes_max: 8 << 10,
         free_floor: Some(0),
         quota: None,
+        cache: None,
     }
 }
 
@@ -907,6 +908,48 @@ fn floor_and_full_disk_let_cached_packs_go() {
         assert!(store.stats().packs_evicted > 0);
         store.close_packs().unwrap();
     }
+}
+
+#[test]
+fn cached_packs_take_no_more_than_they_may() {
+    let disk = SimDisk::new();
+    let config = StoreConfig {
+        cache: Some(30_000),
+        ..config()
+    };
+    let (store, _) = Store::open(disk.clone(), Arc::<MemIndex>::default(), config).unwrap();
+    for number in 0..20 {
+        let bytes = thousand(number);
+        store
+            .put(Class::Bulk, &Cid::of_block(&bytes), &bytes)
+            .unwrap();
+    }
+    store.close_packs().unwrap();
+    let kept = store.usage().unwrap().bytes;
+    for number in 100..200 {
+        cache(&store, number..number + 1);
+        let cached = store.usage().unwrap().cached;
+        assert!(cached <= 30_000, "{cached}");
+    }
+    assert!(store.usage().unwrap().cached > 12_000);
+    // What is given up counts from the next tick on.
+    let packs: Vec<PackId> = store.packs().unwrap().iter().map(|of| of.0).collect();
+    for pack in packs {
+        store.let_go(&pack).unwrap();
+    }
+    store.tick(Time(1)).unwrap();
+    let usage = store.usage().unwrap();
+    assert!(usage.cached <= 30_000 && usage.cache == Some(30_000));
+    assert!(usage.bytes < kept + 30_000, "{usage:?}");
+    // And at the next start, if it is less then.
+    drop(store);
+    let config = StoreConfig {
+        cache: Some(0),
+        ..config
+    };
+    let (store, _) = Store::open(disk, Arc::<MemIndex>::default(), config).unwrap();
+    store.tick(Time(2)).unwrap();
+    assert_eq!(store.usage().unwrap().cached, 0);
 }
 
 #[test]

@@ -16,6 +16,7 @@ fn config() -> StoreConfig {
         pack_bytes_max: 1 << 20,
         free_floor: Some(0),
         quota: None,
+        cache: None,
     }
 }
 

@@ -19,6 +19,7 @@ fn open(disk: &SimDisk, quota: Option<u64>) -> SimStore {
         space: SpaceId([1; 32]),
         pack_bytes_max: 8 << 10,
         free_floor: Some(0),
+        cache: None,
         quota,
     };
     Store::open(disk.clone(), Arc::default(), config).unwrap().0
