@@ -91,10 +91,14 @@ struct Device {
     disk: BTreeSet<PackId>,
     /// What was promised, as it lasts.
     log: BTreeMap<PackId, Time>,
+    /// What would be promised by an answer, and what others were told.
+    answers: BTreeMap<Nonce, (Vec<PackId>, Time)>,
+    told: BTreeMap<PackId, Time>,
     kept: Vec<u8>,
 }
 
 struct Mesh {
+    seed: u64,
     now: Time,
     rng: Rng,
     access: Access,
@@ -144,11 +148,14 @@ impl Mesh {
             life: 0,
             disk: BTreeSet::new(),
             log: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            told: BTreeMap::new(),
             kept: Vec::new(),
             keys,
         });
         let devices = devices.collect();
         let mut mesh = Self {
+            seed,
             now: START,
             rng,
             access: Access {
@@ -360,6 +367,9 @@ impl Mesh {
         };
         let log = &mut self.devices[at].log;
         log.extend(packs.iter().map(|pack| (*pack, vouch.until)));
+        let answer = (packs.clone(), vouch.until);
+        let answers = &mut self.devices[at].answers;
+        answers.insert(vouch.challenge.nonce, answer);
         Ok(Vouched { proof, packs, has })
     }
 
@@ -469,6 +479,15 @@ impl Mesh {
             match action {
                 Action::Send(peer, message) => {
                     let to = self.place(&peer);
+                    if let Message::Promise { nonce, .. } | Message::PromiseBlocks { nonce, .. } =
+                        &message
+                    {
+                        let device = &mut self.devices[at];
+                        let (packs, until) = device.answers.remove(nonce).unwrap_or_default();
+                        device
+                            .told
+                            .extend(packs.into_iter().map(|pack| (pack, until)));
+                    }
                     let frame = Event::Frame {
                         from: at,
                         to,
@@ -633,10 +652,11 @@ impl Mesh {
         } else if !self.may_go(at, give_up) {
             GaveUp::Stays
         } else {
-            let promised = self.devices[at].log.get(&pack);
+            let promised = self.devices[at].told.get(&pack);
             assert!(
                 promised.is_none_or(|until| *until <= now),
-                "nobody gives up what it has promised"
+                "nobody gives up what it has promised: {}",
+                self.seed
             );
             self.given_up += 1;
             self.holds(at, pack, false);
@@ -682,10 +702,18 @@ impl Mesh {
             assert!(!with.is_empty());
             for of in with {
                 let of = self.place(&of);
-                let found = self.found(of, block, &PackId::default());
+                let has = |pack: &PackId| self.blocks[pack].contains(block);
+                // In the pack that it has promised, or in what it merged that into since.
                 assert!(
-                    found.is_some_and(|found| keeps(of, &found)),
-                    "who proved has it, and keeps it"
+                    self.devices[of].disk.iter().any(has),
+                    "who proved has it: {:?}",
+                    self.seed
+                );
+                let mut promised = self.devices[of].log.keys();
+                assert!(
+                    promised.any(|pack| has(pack) && keeps(of, pack)),
+                    "and keeps it: {:?}",
+                    self.seed
                 );
             }
         }
