@@ -26,10 +26,12 @@ pub const PULLS_MAX: usize = 2;
 /// Pause after a pack did not come; doubles with each time.
 const RETRY_FIRST: Span = Span::from_secs(60);
 const RETRY_MAX: Span = Span::from_secs(3600);
+/// How long the others leave a pack that one device has to the first of those who should hold it: then there are two to fetch it from.
+const TURN: Span = Span::from_secs(120);
 /// Pause of everything after this disk had no room.
 const NO_ROOM_PAUSE: Span = Span::from_secs(600);
 /// So many times over what replaces a pack is looked for where that was replaced too.
-const REPLACED_DEEP: u8 = 4;
+const REPLACED_DEEP: usize = 16;
 /// And so many packs are looked at for that; a merge makes no more than a few.
 const REPLACED_MAX: usize = 1024;
 /// Devices that a pack is fetched from at once.
@@ -134,6 +136,8 @@ struct Want {
     in_reach: bool,
     tries: u32,
     due: Time,
+    /// It is left to another device first.
+    is_left: bool,
 }
 
 /// A copy that is too many here.
@@ -330,6 +334,7 @@ impl Keeper {
             let pause = Span(RETRY_FIRST.0 << want.tries.min(6));
             want.due = now + pause.min(RETRY_MAX);
             want.tries = want.tries.saturating_add(1);
+            want.is_left = false;
         }
         self.changed.insert(pack);
         self.look_soon(now);
@@ -496,12 +501,12 @@ impl Keeper {
         let own = view.holdings.of(&self.me)?;
         let mut kept = BTreeMap::new();
         let mut looks = REPLACED_MAX;
-        let mut todo: Vec<(PackId, u8)> = replacements.iter().map(|of| (*of, 0)).collect();
+        let mut todo: Vec<(PackId, usize)> = replacements.iter().map(|of| (*of, 0)).collect();
         while let Some((pack, deep)) = todo.pop() {
             looks = looks.checked_sub(1)?;
             if view.packs.live(&pack, view.access).is_none() {
                 let further = view.packs.replaced_whole(&pack, view.access)?;
-                let deep = Some(deep + 1).filter(|deep| *deep < REPLACED_DEEP)?;
+                let deep = Some(deep + 1).filter(|deep| *deep <= REPLACED_DEEP)?;
                 todo.extend(further.iter().map(|of| (*of, deep)));
             } else if self.placed(&pack).contains(&self.me) {
                 // What comes here in time says all.
@@ -705,15 +710,24 @@ impl Keeper {
         }
         // One that was replaced is fetched only if that is not enough.
         let is_enough = elsewhere > 0 && copies >= self.copies();
-        if is_here || is_enough || !self.placed(&pack).contains(&self.me) {
+        let placed = self.placed(&pack);
+        if is_here || is_enough || !placed.contains(&self.me) {
             return;
         }
+        let first = placed.iter().find(|device| !held.contains(device));
+        let is_left = held.len() == 1
+            && first.is_some_and(|first| *first != self.me && view.connected.contains(first));
         let mut want = Want {
             bytes,
             copies,
             in_reach,
             tries: before.map_or(0, |before| before.tries),
-            due: before.map_or(now, |before| before.due),
+            due: match before {
+                None if is_left => now + TURN,
+                Some(before) if is_left || !before.is_left => before.due,
+                _ => now,
+            },
+            is_left: is_left && before.is_none_or(|before| before.is_left),
         };
         // Somebody else has it now. Whoever says so and has nothing is no reason to hurry.
         if before.is_some_and(|before| before.copies < copies) {
@@ -755,13 +769,20 @@ impl Keeper {
             return (!spare).then_some((bytes, 0));
         };
         let mut looks = REPLACED_MAX;
-        let elsewhere = self.replacing(pack, view, REPLACED_DEEP, &mut looks);
+        let elsewhere = self.replacing(pack, view, &mut Vec::new(), &mut looks);
         (elsewhere < self.copies()).then_some((bytes, elsewhere))
     }
 
     /// How many counted copies there are at least of what a pack was replaced by; as many as there may be if it was replaced by nothing. 0 where that would take
-    /// too many `looks`, so that nobody keeps this device busy with what it says replaces what.
-    fn replacing(&self, pack: &PackId, view: View<'_>, deep: u8, looks: &mut usize) -> usize {
+    /// too many `looks`, so that nobody keeps this device busy with what it says replaces what. What is on the `way` there replaces nothing: packs said to replace each other in a ring
+    /// are not counted again and again.
+    fn replacing(
+        &self,
+        pack: &PackId,
+        view: View<'_>,
+        way: &mut Vec<PackId>,
+        looks: &mut usize,
+    ) -> usize {
         let stands = view.packs.stands(pack, view.access);
         let Some((Stands::Retired(replacements), _)) = stands else {
             return 0;
@@ -772,9 +793,16 @@ impl Keeper {
                 return 0;
             };
             *looks = left;
-            let further = match deep.checked_sub(1) {
-                Some(deep) => self.replacing(replacement, view, deep, looks),
-                None => 0,
+            if replacement == pack || way.contains(replacement) {
+                return 0;
+            }
+            let further = if way.len() < REPLACED_DEEP {
+                way.push(*pack);
+                let further = self.replacing(replacement, view, way, looks);
+                way.pop();
+                further
+            } else {
+                0
             };
             let held: Vec<DeviceId> = self.holders(replacement, view).collect();
             let copies = self.counted(&held).saturating_add(further);
@@ -1099,6 +1127,56 @@ mod tests {
         assert_eq!((health.packs, health.at_risk, health.wanted), (10, 3, 0));
     }
 
+    /// All are connected, and the one that should not hold it has a new pack; who should is told in order.
+    fn told_of_one(is_first: bool) -> (Desk, usize, Vec<usize>) {
+        let mut desk = Desk::new(4, 3);
+        for n in 1..4 {
+            desk.connect(n, true);
+        }
+        let at = |desk: &Desk, id: &DeviceId| desk.devices.iter().position(|of| of.id() == *id);
+        for n in 0.. {
+            let placed = desk.keeper.placed(&pack(n));
+            let placed: Vec<usize> = placed.iter().filter_map(|id| at(&desk, id)).collect();
+            if placed.contains(&0) && (placed[0] == 0) == is_first {
+                let from = (0..4).find(|n| !placed.contains(n)).unwrap();
+                desk.born(n, 5);
+                desk.holds(from, &[n]);
+                desk.settle();
+                return (desk, n, placed);
+            }
+        }
+        unreachable!("there are names enough")
+    }
+
+    #[test]
+    fn what_one_device_has_is_left_to_the_first_who_should_have_it() {
+        let (desk, ..) = told_of_one(true);
+        assert_eq!(desk.pulls.len(), 1, "that is this one");
+        let (mut desk, n, placed) = told_of_one(false);
+        assert_eq!(desk.pulls, []);
+        assert_eq!(desk.keeper.health(desk.now).wanted, 1);
+        desk.pass(Span::from_secs(30));
+        assert_eq!(desk.pulls, []);
+        desk.holds(placed[0], &[n]);
+        desk.settle();
+        assert_eq!(desk.pulls.len(), 1);
+        assert_eq!(desk.pulls[0].sources.len(), 2, "now there are two to ask");
+        // It went before it had it.
+        let (mut desk, _, placed) = told_of_one(false);
+        desk.connect(placed[0], false);
+        desk.settle();
+        assert_eq!(desk.pulls.len(), 1);
+        // It takes its time.
+        let (mut desk, n, _) = told_of_one(false);
+        desk.pass(TURN);
+        assert_eq!(desk.pulls.len(), 1);
+        desk.keeper.pulled(desk.now, pack(n), Pulled::Failed);
+        desk.settle();
+        assert_eq!(desk.pulls.len(), 1, "and is left to nobody any more");
+        desk.pass(RETRY_FIRST);
+        assert_eq!(desk.pulls.len(), 2);
+    }
+
     #[test]
     fn what_does_not_come_is_tried_ever_less_often_and_a_full_disk_rests() {
         let mut desk = Desk::new(3, 3);
@@ -1240,6 +1318,18 @@ mod tests {
             desk.keeper.health(desk.now).packs > 0,
             "what is held is not given up"
         );
+        // Nor one of two that were said to replace each other, or itself.
+        for by in [3, 4] {
+            let mut desk = Desk::new(2, 2);
+            desk.born(3, 5);
+            desk.born(4, 5);
+            desk.replaced(3, &[by], 6);
+            desk.replaced(4, &[3], 6);
+            desk.holds(1, &[3]);
+            desk.connect(1, true);
+            desk.settle();
+            assert!(desk.keeper.needed(&pack(3), desk.view()).is_some(), "{by}");
+        }
     }
 
     #[test]
