@@ -674,11 +674,22 @@ impl Mesh {
             until.unwrap_or_default().since(now) > Span::from_secs(22 * 3600)
         };
         let Giving::Replaced(replaced) = &give_up.how else {
-            let mut left = self.holders(&pack);
-            left.retain(|holder| *holder != at);
+            // Who merged it since has what is in it all the same.
+            let has = |of: &usize, block| {
+                let mut disk = self.devices[*of].disk.iter();
+                disk.any(|pack| self.blocks[pack].contains(block))
+            };
+            let all = |of: &usize| self.blocks[&pack].iter().all(|block| has(of, block));
+            let left: Vec<usize> = (0..self.devices.len())
+                .filter(|of| *of != at && all(of))
+                .collect();
             let is_last = give_up.how == Giving::AtOnce;
             let least = if is_last { 1 } else { self.least };
-            assert!(left.len() >= least, "enough copies are left: {left:?}");
+            assert!(
+                left.len() >= least,
+                "enough copies are left: {left:?}, seed {}",
+                self.seed
+            );
             for (of, _) in &give_up.proofs {
                 let holder = self.place(&of.holder);
                 assert!(left.contains(&holder), "who proved has it");
