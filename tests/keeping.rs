@@ -399,6 +399,58 @@ fn what_was_merged_elsewhere_goes_once_others_have_proved_its_blocks() {
     }
 }
 
+#[test]
+fn what_a_removal_leaves_unsaid_is_said_by_those_that_keep_it() {
+    let place = Place::new(PROGRAM);
+    let mut devices = mesh(&place, &["desk", "attic", "cellar"]);
+    devices[0].ok(["policy", "set", "home", "--replicas", "2"]);
+    devices[0].ok(["device", "set", "desk", "--capacity", "0"]);
+    let contents: Vec<Vec<u8>> = (0..9).map(|n| noise(80 + n, 100_000)).collect();
+    for (n, bytes) in contents.iter().enumerate() {
+        let file = place.write(format!("small {n}"), bytes);
+        let file = file.to_str().expect("a path");
+        devices[1].ok(["put", file, "--wait", "replicated"]);
+    }
+    devices[0].agrees_with(&devices[1]);
+    devices[0].stop();
+    // The admin does not see that all is merged, and that another keeps what came of it.
+    let run = devices[1].ok(["gc"]).event("collected");
+    assert_eq!(run["merged"], 9, "{run}");
+    let both: BTreeSet<String> = ["attic", "cellar"].map(str::to_owned).into();
+    let merge = wait_until("the other one keeps what came of the merge", || {
+        let packs = devices[1].ok(["where", "/small 3"]).values();
+        let is_kept = holders(&devices[1], "/small 3") == std::slice::from_ref(&both);
+        is_kept.then(|| text(&packs[0], "pack").to_owned())
+    });
+    devices[2].agrees_with(&devices[1]);
+    devices[1].kill();
+    devices[2].stop();
+    // So the removal voids what was said of it.
+    devices[0].ok(["device", "remove", "attic", "--yes", "--force"]);
+    up_with_room(&mut devices[0]);
+    up_with_room(&mut devices[2]);
+    devices[2].agrees_with(&devices[0]);
+    devices[2].stop();
+    up_with_room(&mut devices[2]);
+    wait_until("the admin keeps it, too", || {
+        let packs = devices[0].ok(["where", "/small 3"]).values();
+        let is_kept = |pack: &Value| {
+            let held = pack["held"].as_array().expect("holders");
+            pack["pack"] == merge.as_str() && held.len() == 2
+        };
+        packs.iter().any(is_kept).then_some(())
+    });
+    devices[2].kill();
+    for (n, bytes) in contents.iter().enumerate() {
+        assert_eq!(&devices[0].cat(&format!("/small {n}")), bytes);
+    }
+}
+
+/// Starts a device that gives room.
+fn up_with_room(device: &mut Kith) {
+    device.up_with(&GIVES);
+}
+
 /// Starts a device that gives no room, so that whatever it puts is for others to keep.
 fn up_without_room(device: &mut Kith) {
     device.up_with(&["--listen", "127.0.0.1", "--capacity", "0"]);

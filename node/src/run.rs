@@ -704,7 +704,10 @@ impl Node {
         }
         let mut waiting = {
             let mut unborn = held(&self.unborn);
-            unborn.extend(born);
+            let fresh =
+                |one: &kith_object::store::Born| unborn.iter().all(|born| born.pack != one.pack);
+            let fresh: Vec<_> = born.into_iter().filter(fresh).collect();
+            unborn.extend(fresh);
             std::mem::take(&mut *unborn)
         };
         if waiting.iter().any(|born| born.found) {

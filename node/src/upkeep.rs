@@ -11,8 +11,7 @@ use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
 use kith_core::probing::{Probe, Probed};
 use kith_core::promises::Vouch;
 use kith_object::id::PackId;
-use kith_object::index::{Index, PackInfo};
-use kith_object::pack::Class;
+use kith_object::index::Index;
 use kith_object::store::{Keep, StoreError};
 use kith_protocol::bulk::Failure;
 use tokio::sync::mpsc;
@@ -159,12 +158,4 @@ fn keep(store: &DiskStore, pack: &PackId) -> Result<bool, StoreError> {
         store.keep(pack)?;
     }
     Ok(here)
-}
-
-/// Packs that lie here to stay, and are others' business.
-pub(crate) fn kept(store: &DiskStore, packs: &[(PackId, PackInfo)]) -> Vec<PackId> {
-    let packs = packs.iter();
-    let kept =
-        packs.filter(|(id, info)| info.class != Class::Public && store.keep_of(id) == Keep::Kept);
-    kept.map(|(id, _)| *id).collect()
 }

@@ -25,8 +25,10 @@ const SAMPLE: u8 = 4;
 const BETWEEN: Span = Span::from_secs(2);
 /// Until one that failed is asked for again: the connection may have been at fault.
 const AGAIN: Span = Span::from_secs(60);
-/// Packs that are looked at for one that a device holds.
+/// Packs that are looked at for those that a device holds.
 const LOOKS: usize = 512;
+/// Found ones of which one is taken.
+const CHOICES: usize = 16;
 /// At a time, of all devices.
 const UNDER_WAY_MAX: usize = 2;
 /// Of that many answers of a device so many are false, and none of its copies counts.
@@ -254,12 +256,13 @@ fn holds(pack: &PackId, device: &DeviceId, view: View<'_>) -> Option<(PackId, u6
 /// A pack that a device says it holds, by chance, and its length.
 fn sample(rng: &mut Rng, device: &DeviceId, view: View<'_>) -> Option<(PackId, u64)> {
     let from = PackId(rng.bytes());
-    // Round the end, once.
-    let packs = view
-        .packs
-        .from(from)
-        .chain(view.packs.from(PackId::default()));
-    packs
-        .take(LOOKS)
-        .find_map(|pack| holds(&pack, device, view))
+    // Round the end, once, and no pack twice.
+    let round = view.packs.from(from);
+    let round = round.chain(view.packs.from(PackId::default()));
+    let round = round.take(LOOKS.min(view.packs.len()));
+    let held = round.filter_map(|pack| holds(&pack, device, view));
+    let held: Vec<(PackId, u64)> = held.take(CHOICES).collect();
+    // The first alone would hardly ever be one whose name follows closely on that of another.
+    let at = usize::try_from(rng.below(held.len().max(1) as u64)).ok()?;
+    held.get(at).copied()
 }

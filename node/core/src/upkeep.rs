@@ -6,12 +6,27 @@ use kith_crdt::access::Access;
 use kith_crdt::catalogue::CatalogueRecord;
 use kith_crdt::names::Retention;
 use kith_crdt::replica::RecordChange;
-use kith_object::id::DeviceId;
+use kith_object::disk::Disk;
+use kith_object::id::{DeviceId, PackId};
+use kith_object::index::{Index, PackInfo};
+use kith_object::pack::Class;
+use kith_object::store::{Keep, Store};
 
 use crate::arrangement::Arrangement;
 use crate::packs::Packs;
 use crate::retirement::Retirements;
 use crate::settings::{Setting, Settings};
+
+/// Of the packs of a store those that lie there to stay, and are other devices' business.
+pub fn kept<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    packs: &[(PackId, PackInfo)],
+) -> Vec<(PackId, PackInfo)> {
+    let kept = packs
+        .iter()
+        .filter(|(pack, info)| info.class != Class::Public && store.keep_of(pack) == Keep::Kept);
+    kept.copied().collect()
+}
 
 /// The fold over those records of `catalogue` that count: a function of the set of them, whatever order they came in.
 #[derive(Debug, Default)]

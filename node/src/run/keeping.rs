@@ -5,18 +5,22 @@
 use std::collections::BTreeSet;
 
 use kith_core::device::{Command, Device, Input};
+use kith_core::upkeep;
 use kith_crdt::catalogue::HolderRecord;
 use kith_object::disk::Disk;
 use kith_protocol::record::Subject;
 
-use super::{HOLDINGS_FILE, Node};
+use super::{HOLDINGS_FILE, Node, held};
 use crate::config::fresh_rng;
 
+/// Packs that are looked up in one go, while the machine does nothing else.
+const UNTOLD_LOOKS: usize = 4096;
+
 impl Node {
-    /// Says to the machine what this device holds, so that others know of it.
+    /// Says to the machine what this device holds, so that others know of it; what of that the catalogue does not know is told to it next.
     pub(super) async fn tell_holdings(&self) {
         let (store, pins) = (self.store.clone(), self.pins.clone());
-        let held = tokio::task::spawn_blocking(move || {
+        let listing = tokio::task::spawn_blocking(move || {
             // As long as it is not known what is here, nothing is said of it.
             let packs = store.packs();
             let packs = packs.inspect_err(|error| tracing::warn!(%error, "packs are not counted"));
@@ -26,10 +30,22 @@ impl Node {
             if let Ok(pins) = pins.read() {
                 held.extend(pins.all().map(|pin| Subject::Root(pin.link.cid())));
             }
-            Some((held, crate::upkeep::kept(&store, &packs)))
+            Some((held, upkeep::kept(&store, &packs)))
         });
-        if let Ok(Some((subjects, kept))) = held.await {
-            self.asker.input(Input::Holds { subjects, kept });
+        let Ok(Some((subjects, listed))) = listing.await else {
+            return;
+        };
+        let kept = listed.iter().map(|(pack, _)| *pack).collect();
+        self.asker.input(Input::Holds { subjects, kept });
+        for some in listed.chunks(UNTOLD_LOOKS) {
+            let some = some.to_vec();
+            let untold = move |device: &Device| device.untold(some);
+            let Some(mut untold) = self.asker.look(untold).await else {
+                return;
+            };
+            let mut unborn = held(&self.unborn);
+            untold.retain(|one| unborn.iter().all(|born| born.pack != one.pack));
+            unborn.extend(untold);
         }
     }
 

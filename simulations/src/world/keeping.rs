@@ -8,13 +8,12 @@ use kith_core::device::{Command, Input};
 use kith_core::keeper::{Pull, Pulled};
 use kith_core::probing::{Probe, Probed};
 use kith_core::promises::{GaveUp, GiveUp, Vouch, Wish};
-use kith_core::vouch;
+use kith_core::{upkeep, vouch};
 use kith_crdt::catalogue::{Born, HolderRecord, Leaving, LeavingRecord};
 use kith_object::id::{Cid, PackId};
 use kith_object::object::ObjectReader;
-use kith_object::pack::Class;
 use kith_object::seal::Opener;
-use kith_object::store::{AdoptError, Keep, StoreError};
+use kith_object::store::{self, AdoptError, Keep, StoreError};
 use kith_object::time::Span;
 use kith_protocol::promise::{Promised, Refused};
 
@@ -24,8 +23,9 @@ use crate::disk::Storage;
 use crate::network::Purpose;
 use crate::plan::Plan;
 
-/// How often a device looks after its packs.
+/// How often a device looks after its packs, and how often of these it looks for some that the catalogue does not know.
 const TEND: Span = Span::from_secs(60);
+const UNTOLD_TENDS: u64 = 10;
 /// Until a device says what it gives, after its start; and that a device is lost, after it is.
 const OFFER: (u64, u64) = (1000, 5000);
 const DECLARE: (u64, u64) = (3_600_000, 12 * 3_600_000);
@@ -85,11 +85,8 @@ impl World {
             return;
         };
         let store = &storage.store;
-        let packs = store.packs().unwrap_or_default().into_iter();
-        let kept = packs.filter(|(pack, info)| {
-            info.class != Class::Public && store.keep_of(pack) == Keep::Kept
-        });
-        let kept = kept.map(|(pack, _)| pack).collect();
+        let kept = upkeep::kept(store, &store.packs().unwrap_or_default());
+        let kept = kept.into_iter().map(|(pack, _)| pack).collect();
         let cached = store.cached_packs();
         if let Some(running) = self.running(device) {
             let (device, store) = (&running.device, &running.storage.store);
@@ -143,6 +140,13 @@ impl World {
         let fresh = store.born().into_iter();
         slot.unborn
             .extend(fresh.filter(|born| running.device.is_untold(born)));
+        if (self.now.0 / TEND.0).is_multiple_of(UNTOLD_TENDS) {
+            let kept = upkeep::kept(store, &store.packs().unwrap_or_default());
+            let untold = running.device.untold(kept).into_iter();
+            let is_new = |one: &store::Born| slot.unborn.iter().all(|born| born.pack != one.pack);
+            let untold: Vec<_> = untold.filter(is_new).collect();
+            slot.unborn.extend(untold);
+        }
         let again = store.kept_again();
         let born: Vec<Born> = slot
             .unborn

@@ -8,6 +8,7 @@ use kith_crdt::access::Role;
 use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
 use kith_crdt::replica::Replica;
 use kith_object::id::{DeviceId, PackId};
+use kith_object::index::PackInfo;
 use kith_object::store;
 use kith_object::time::Time;
 use kith_protocol::holdings::{self, HoldingTag, Holdings};
@@ -75,8 +76,29 @@ impl Device {
 
     /// Whether the catalogue is to be told of a pack that came to be here. One that was found or fetched, and is known there, may be on its way out: to say it anew would call it back.
     pub fn is_untold(&self, born: &store::Born) -> bool {
-        let own = self.upkeep.retirements();
-        !born.found || !own.is_born(&born.pack) && self.upkeep.packs().author(&born.pack).is_none()
+        !born.found || self.is_unsaid(&born.pack)
+    }
+
+    /// Whether nothing that counts says of a pack that it came to be.
+    fn is_unsaid(&self, pack: &PackId) -> bool {
+        let (packs, own) = (self.upkeep.packs(), self.upkeep.retirements());
+        packs.author(pack).is_none() && !own.is_born(pack)
+    }
+
+    /// Of packs that lie here to stay those that the catalogue is to be told of: whoever said that they came to be was removed, and that does not count any more.
+    /// Until somebody says so again, they are nobody's to repair. Those on their way out here stay so.
+    pub fn untold(&self, kept: impl IntoIterator<Item = (PackId, PackInfo)>) -> Vec<store::Born> {
+        let unsaid = kept.into_iter().filter(|(pack, _)| self.is_unsaid(pack));
+        let untold = unsaid.filter(|(pack, _)| {
+            let mut own = self.upkeep.retirements().own(self.access());
+            !own.any(|retirement| retirement.pack == *pack)
+        });
+        let untold = untold.map(|(pack, info)| store::Born {
+            pack,
+            info,
+            found: true,
+        });
+        untold.collect()
     }
 
     /// Whether it is for another device to collect what is garbage in a pack, or to merge it: for whom it came to be, or else for the first keyed member of those that hold it and
