@@ -1104,7 +1104,7 @@ def read_pack(data):
     refuse_if(bad_trailer, "bad pack trailer")
 
     suite, kind = data[9], data[10]
-    good_header = data[:8] == b"kithpack" and data[8] == 1 and 1 <= kind <= 6 and (suite == 0) == (kind == 4) and data[11] == 0
+    good_header = data[:8] == b"kithpack" and data[8] == 1 and 1 <= kind <= 7 and (suite == 0) == (kind == 4) and data[11] == 0
     refuse_if(not good_header or data[44:64] != bytes(20), "bad pack header")
 
     index = data[index_offset:end]
@@ -2134,9 +2134,6 @@ def check_placement(vector):
         expect(placed(bytes.fromhex(pack["pack"]), holders, vector["pieces"], vector.get("sites")), pack["placed"], "placed")
 
 
-# --- Erasure coding (erasure.md): how a pack is cut; parity is the library's, and pinned by its names -------------------------------------
-
-
 # --- Promises (promises.md) -----------------------------------------------------------------------------------------------------------------
 
 
@@ -2175,13 +2172,69 @@ def check_promises(vector):
         refuse_if(reader.left(), "malformed: trailing bytes")
 
 
+# --- Erasure coding (erasure.md): how a pack is cut; parity is the library's, and pinned by its names -------------------------------------
+
+
+def make_pack(kind, space, blocks):
+    """`pack.md`, "Layout", for blocks of ours."""
+    data = b"kithpack" + bytes([1, 1, kind, 0]) + space + bytes(20)
+    items = []
+    for block in blocks:
+        name = b"\x01" + blake3(block)
+        items.append(name + struct.pack("<I", len(data)))
+        data += struct.pack("<I", len(block)) + name + block
+    index, offset = b"".join(sorted(items)), len(data)
+    return data + index + struct.pack("<IQ", len(blocks), offset) + derive("kith pack index 1", index) + b"kithpend"
+
+
+def read_table(data):
+    """`erasure.md`, "Parity shards"."""
+    reader = Reader(data, "malformed")
+    version, needed, spare, parity = (reader.number(1) for _ in range(4))
+    refuse_if(version != 1 or needed < 1 or parity >= spare or needed + spare > 64, "malformed")
+    pack = reader.take(32)
+    shards = [(reader.take(32), reader.number(4), reader.number(4)) for _ in range(needed)]
+    lens = []
+    while reader.left():
+        reader.take(32)
+        lens.append(reader.number(4))
+    refuse_if(len(lens) > PACK_BLOCKS_MAX, "malformed")
+    for _, length, count in shards:
+        own, lens = lens[:count], lens[count:]
+        refuse_if(count < 1 or len(own) != count or length != 116 + sum(74 + block for block in own) or length > PACK_MAX, "malformed")
+    refuse_if(lens, "malformed")
+    return pack, shards, spare, parity
+
+
 def check_erasure(vector):
-    needed, pack = vector["needed"], blake3(bytes.fromhex(vector["input_noise"]), vector["input_len"])
-    cut = -(-len(pack) // needed)
-    cut += cut % 2
-    names = [(b"\x01\x55\x1e\x20" + blake3(pack[shard * cut : (shard + 1) * cut])).hex() for shard in range(needed)]
-    expect(names, vector["names"][:needed], "names of the slices")
-    expect(len(vector["names"]), needed + vector["spare"], "number of shards")
+    if vector["kind"] == "table":
+        read_table(bytes.fromhex(vector["bytes"]))
+        return
+    needed, spare, space = vector["needed"], vector["spare"], bytes.fromhex(vector["space"])
+    name, lens = vector["name"], vector["block_lens"]
+    blocks = [blake3(f"{name} {n}".encode(), length) for n, length in enumerate(lens)]
+    pack = make_pack(vector["class"], space, blocks)
+    expect(blake3(pack).hex(), vector["pack"], "name of the pack")
+    total, begin, runs = sum(37 + length for length in lens), 0, [[] for _ in range(needed)]
+    for block in blocks:
+        end = begin + 37 + len(block)
+        runs[(begin + end) * needed // (2 * total)].append(block)
+        begin = end
+    refuse_if([] in runs, "the pack is not coded: one of its shards would be empty")
+    shards = [make_pack(vector["class"], space, run) for run in runs]
+    data = [{"name": blake3(shard).hex(), "len": len(shard), "blocks": len(run)} for shard, run in zip(shards, runs)]
+    expect(data, vector["data"], "data shards")
+    longest = max(map(len, shards))
+    longest += longest % 2
+    heads = b"".join(blake3(shard) + struct.pack("<II", len(shard), len(run)) for shard, run in zip(shards, runs))
+    listed = b"".join(blake3(block) + struct.pack("<I", len(block)) for block in blocks)
+    tables = [bytes([1, needed, spare, parity]) + blake3(pack) + heads + listed for parity in range(spare)]
+    for parity, table in enumerate(tables):
+        expect(read_table(table)[2:], (spare, parity), "table")
+    expect([blake3(table).hex() for table in tables], vector["tables"], "tables")
+    pieces = -(-longest // (1 << 20))
+    expect(116 + len(tables[0]) + longest + 74 * (1 + pieces), vector["parity_len"], "length of the parity shards")
+    expect(len(vector["parity"]), spare, "number of parity shards")
 
 
 # --- All of it ------------------------------------------------------------------------------------------------------------------------------

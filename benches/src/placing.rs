@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use kith_object::erasure::Scheme;
-use kith_object::id::{DeviceId, PackId};
+use bytes::Bytes;
+use kith_object::coding;
+use kith_object::id::{Cid, DeviceId, PackId, SpaceId};
+use kith_object::pack::{Class, Header, PackWriter};
 use kith_protocol::holdings::{HoldingTag, TagSet};
 use kith_protocol::placement::{Holder, Placement, Policy, Redundancy, SCHEMES};
 
@@ -45,41 +47,53 @@ pub fn place(packs: usize, devices: usize, redundancy: Redundancy) -> Duration {
     took
 }
 
-/// What each scheme takes to code a pack, and to restore one of its shards whose data is lost, from as few as that takes: bytes of the pack, and of the shard.
+/// A pack of such bytes, in blocks of 100,000.
+pub fn pack(bytes: &[u8]) -> Vec<u8> {
+    let header = Header::new(Class::Bulk, SpaceId([1; 32]));
+    let mut writer = PackWriter::new(header);
+    let mut file = header.encode().to_vec();
+    for block in bytes.chunks(100_000) {
+        let head = PackWriter::record_head(&Cid::of_block(block), block.len());
+        file.extend_from_slice(head.bytes());
+        file.extend_from_slice(block);
+        writer.push(&head, block);
+    }
+    file.extend_from_slice(&writer.footer().0);
+    file
+}
+
+/// What each scheme takes to code a pack, names included, and to restore one of its shards when all that can be lost of the data is, from as few as that takes: bytes of the pack, and of the shard.
 ///
 /// # Panics
 /// If it fails, or restores something else.
 pub fn code(pack: &[u8]) -> Vec<((u8, u8), Measured, Measured)> {
     let measured = |(needed, spare): (u8, u8)| {
-        let of = Scheme::new(usize::from(needed), usize::from(spare), pack.len());
-        let scheme = of.expect("a scheme");
+        let (needed, spare) = (usize::from(needed), usize::from(spare));
         let began = Instant::now();
-        let coded = scheme.encode(pack).expect("it is coded");
+        let (coding, shards) = coding::code(pack, needed, spare).expect("it is coded");
         let encode = Measured {
             bytes: pack.len() as u64,
             took: began.elapsed(),
         };
-        // All that can be lost of the data is.
-        let slice = |shard: usize| {
-            let begin = (shard * scheme.slice()).min(pack.len());
-            let end = (begin + scheme.slice()).min(pack.len());
-            pack.get(begin..end).expect("within the pack")
-        };
-        let kept = usize::from(spare)..usize::from(needed);
-        let data = kept.map(|shard| (shard, slice(shard)));
-        let parity = (usize::from(needed)..).zip(coded.parity.iter().map(AsRef::as_ref));
-        let have: BTreeMap<usize, &[u8]> = data.chain(parity).take(usize::from(needed)).collect();
+        let files = shards.iter().map(|shard| shard.bytes.clone()).enumerate();
+        let have: BTreeMap<usize, Bytes> = files.skip(spare).collect();
         let began = Instant::now();
-        let restored = scheme.restore(0, 0..scheme.len(0), &have);
-        let restored = restored.expect("it is restored");
+        let restored = coding.restore(0, &have).expect("it is restored");
         let decode = Measured {
             bytes: restored.len() as u64,
             took: began.elapsed(),
         };
-        assert!(restored == slice(0), "the same bytes");
-        ((needed, spare), encode, decode)
+        let first = shards.first().expect("there is one");
+        assert!(restored == first.bytes, "the same bytes");
+        (encode, decode)
     };
-    SCHEMES.into_iter().map(measured).collect()
+    SCHEMES
+        .into_iter()
+        .map(|scheme| {
+            let (encode, decode) = measured(scheme);
+            (scheme, encode, decode)
+        })
+        .collect()
 }
 
 /// Bytes of memory that a million holdings of 16 devices take in another one.
@@ -110,6 +124,9 @@ mod tests {
     fn small_sizes_run() {
         place(100, 16, Redundancy::Erasure(4, 2));
         holdings_memory(100).expect("the system tells");
-        assert_eq!(code(&crate::kernels::random(300_000)).len(), SCHEMES.len());
+        assert_eq!(
+            code(&pack(&crate::kernels::random(3_000_000))).len(),
+            SCHEMES.len()
+        );
     }
 }

@@ -16,6 +16,7 @@ use kith_crdt::catalogue::{
 use kith_crdt::chain::{Codec, Entry, SealKind, padded_len, records};
 use kith_crdt::names::Retention;
 use kith_object::car::{Item, Reader};
+use kith_object::coding;
 use kith_object::id::{Cid, DeviceId, EntryId, PackId};
 use kith_object::key::{DeviceKeys, Rng, Words};
 use kith_object::manifest::{ChunkRef, Manifest};
@@ -170,6 +171,12 @@ fn names(seeds: &mut Making) {
 
 fn disk(seeds: &mut Making) {
     seeds.take("pack.json", "pack", &["pack", "pack-proved"]);
+    let of_blocks =
+        [b"one".as_slice(), b"two", b"three"].map(|block| (Cid::of_block(block), block));
+    let (_, shards) = coding::code(&pack_of(Class::Bulk, &of_blocks), 2, 1).unwrap();
+    for (at, shard) in shards.iter().enumerate() {
+        seeds.add("pack-proved", &format!("shard {at}"), shard.bytes.to_vec());
+    }
     let dag = Cid::from_prefix(1, 0x70, 0x12, 32, b"a node").unwrap();
     let old = Cid::from_prefix(0, 0x70, 0x12, 32, b"an old node").unwrap();
     let long = noise(1, 3000);
@@ -229,6 +236,7 @@ fn objects(seeds: &mut Making) {
     }
     seeds.take("manifest.json", "manifest", &["manifest"]);
     seeds.take("tree.json", "listing", &["tree"]);
+    seeds.take("erasure.json", "bytes", &["table"]);
     let parts = object_parts();
     let rooted = |size: u64, level: u8, children: Vec<ChunkRef>| {
         let manifest = Manifest { level, children }.encode();

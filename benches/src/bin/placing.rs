@@ -17,7 +17,7 @@ fn main() -> std::io::Result<()> {
             median(took.collect())
         );
     }
-    let pack = kernels::random(16 << 20);
+    let pack = placing::pack(&kernels::random(16 << 20));
     let runs: Vec<_> = (0..5).map(|_| placing::code(&pack)).collect();
     for place in 0..5 {
         let each = runs.iter().filter_map(|run| run.get(place));
@@ -26,7 +26,7 @@ fn main() -> std::io::Result<()> {
         let scheme = each.map(|(scheme, _, _)| *scheme).next();
         let (needed, spare) = scheme.unwrap_or_default();
         println!(
-            "{needed}+{spare}: {encode:.0} MB/s coded, names included; {decode:.0} MB/s of a lost slice restored (medians of 5)"
+            "{needed}+{spare}: {encode:.0} MB/s coded, names included; {decode:.0} MB/s of a lost shard restored (medians of 5)"
         );
     }
     Ok(())

@@ -116,6 +116,10 @@ pub fn survey<D: Disk, I: Index>(
         }
         survey.packs += 1;
         survey.bytes += info.bytes;
+        // No name leads to parity: it goes with what it restores.
+        if info.class == Class::Parity {
+            continue;
+        }
         let mut garbage = (0, 0);
         if let Some(reached) = reached {
             match store.pack_blocks(&pack) {

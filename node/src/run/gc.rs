@@ -1026,5 +1026,6 @@ fn class_name(class: Class) -> &'static str {
         Class::Public => "public",
         Class::Entries => "entries",
         Class::Link => "link",
+        Class::Parity => "parity",
     }
 }

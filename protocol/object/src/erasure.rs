@@ -1,41 +1,37 @@
-//! A pack as shards, of which any so many restore it.
+//! Columns of shards of any lengths, and the parity that restores them.
 //!
-//! Spec: `protocol/spec/erasure.md`, "Shards". Method: Reed-Solomon over GF(2^16), `reed-solomon-simd`.
+//! Spec: `protocol/spec/erasure.md`, "Columns". Method: Reed-Solomon over GF(2^16), `reed-solomon-simd`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use bytes::Bytes;
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
-
-use crate::id::Cid;
 
 /// What is coded at once of every shard: small enough to stay in the cache.
 pub const COLUMN_BYTES: usize = 64 << 10;
 /// Most shards of a scheme.
-const SHARDS_MAX: usize = 64;
+pub const SHARDS_MAX: usize = 64;
 
-/// How a pack is cut and coded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Data shards of certain lengths, and how many parities there are of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scheme {
-    needed: usize,
+    data: Vec<usize>,
     spare: usize,
-    pack: usize,
-    slice: usize,
+    len: usize,
 }
 
-/// Why a pack is not coded or not restored.
+/// Why shards are not coded or not restored.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ErasureError {
     /// No such scheme, or nothing to code.
-    #[error("a pack of {pack} bytes is not coded as {needed}+{spare}")]
+    #[error("no code of {needed} shards, the longest of {len} bytes, and {spare} besides")]
     Scheme {
-        /// Shards that restore it.
+        /// Shards that restore all others.
         needed: usize,
         /// Shards besides.
         spare: usize,
-        /// Its length.
-        pack: usize,
+        /// Bytes of the longest.
+        len: usize,
     },
     /// Too few are there.
     #[error("{have} shards do not restore what {needed} of them would")]
@@ -56,123 +52,86 @@ pub enum ErasureError {
         expected: usize,
     },
     /// There is no such shard, or nothing there.
-    #[error("there is nothing at {0:?} of a pack or shard")]
+    #[error("there is nothing at {0:?} of a shard")]
     Range(Range<usize>),
     /// The library refuses.
     #[error("code a column")]
     Code(#[from] reed_solomon_simd::Error),
 }
 
-/// The shards of a pack.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Coded {
-    /// The names of all, data first.
-    pub names: Vec<Cid>,
-    /// Those that are not slices of the pack.
-    pub parity: Vec<Bytes>,
-}
-
 impl Scheme {
-    /// Of a pack of so many bytes.
+    /// Of data shards of such lengths, with so many parities.
     ///
     /// # Errors
     /// [`ErasureError::Scheme`].
-    pub fn new(needed: usize, spare: usize, pack: usize) -> Result<Self, ErasureError> {
-        let sound = needed > 0 && spare > 0 && needed + spare <= SHARDS_MAX && pack > 0;
+    pub fn new(data: Vec<usize>, spare: usize) -> Result<Self, ErasureError> {
+        let (needed, len) = (data.len(), data.iter().copied().max().unwrap_or(0));
+        let sound = spare > 0 && needed + spare <= SHARDS_MAX && len > 0 && len < usize::MAX;
         if !sound {
-            return Err(ErasureError::Scheme {
-                needed,
-                spare,
-                pack,
-            });
+            return Err(ErasureError::Scheme { needed, spare, len });
         }
-        Ok(Self {
-            needed,
-            spare,
-            pack,
-            slice: pack.div_ceil(needed).next_multiple_of(2),
-        })
+        let len = len.next_multiple_of(2);
+        Ok(Self { data, spare, len })
+    }
+
+    /// How many shards restore all others.
+    pub fn needed(&self) -> usize {
+        self.data.len()
     }
 
     /// Shards in all.
     pub fn shards(&self) -> usize {
-        self.needed + self.spare
+        self.data.len() + self.spare
     }
 
-    /// Bytes of a slice, and of each parity shard.
-    pub fn slice(&self) -> usize {
-        self.slice
-    }
-
-    /// Where in the pack a data shard lies.
-    fn place(&self, shard: usize) -> Range<usize> {
-        let begin = (shard * self.slice).min(self.pack);
-        begin..(begin + self.slice).min(self.pack)
+    /// Bytes of each parity.
+    pub fn parity_len(&self) -> usize {
+        self.len
     }
 
     /// Bytes of a shard.
-    pub fn len(&self, shard: usize) -> usize {
-        if shard < self.needed {
-            self.place(shard).len()
-        } else {
-            self.slice
-        }
-    }
-
-    /// The parts of a range of the pack: in which shard each lies, and where there.
-    ///
-    /// # Errors
-    /// [`ErasureError::Range`] where it goes beyond the pack.
-    pub fn parts(&self, range: Range<usize>) -> Result<Vec<(usize, Range<usize>)>, ErasureError> {
-        if range.start > range.end || range.end > self.pack {
-            return Err(ErasureError::Range(range));
-        }
-        let mut parts = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let shard = at / self.slice;
-            let begin = at - shard * self.slice;
-            let end = (range.end - shard * self.slice).min(self.slice);
-            parts.push((shard, begin..end));
-            at = shard * self.slice + end;
-        }
-        Ok(parts)
+    fn len(&self, shard: usize) -> usize {
+        self.data.get(shard).copied().unwrap_or(self.len)
     }
 
     /// The whole columns that hold a range of a shard: what it takes of others to restore it.
     pub fn columns(&self, range: &Range<usize>) -> Range<usize> {
         let begin = range.start / COLUMN_BYTES * COLUMN_BYTES;
-        begin..range.end.next_multiple_of(COLUMN_BYTES).min(self.slice)
+        begin..range.end.next_multiple_of(COLUMN_BYTES).min(self.len)
     }
 
-    /// Cuts and codes a pack; the slices are not copied.
+    /// The parities of data shards, in their order.
     ///
     /// # Errors
-    /// [`ErasureError::Scheme`] if the pack has another length.
-    pub fn encode(&self, pack: &[u8]) -> Result<Coded, ErasureError> {
-        let slices: Option<Vec<&[u8]>> = (0..self.needed)
-            .map(|shard| pack.get(self.place(shard)))
-            .collect();
-        let slices = slices.filter(|_| pack.len() == self.pack);
-        let slices = slices.ok_or(ErasureError::Scheme {
-            needed: self.needed,
-            spare: self.spare,
-            pack: pack.len(),
-        })?;
-        let mut parity = vec![Vec::with_capacity(self.slice); self.spare];
+    /// [`ErasureError::Length`] if these are others.
+    pub fn encode(&self, data: &[&[u8]]) -> Result<Vec<Vec<u8>>, ErasureError> {
+        let lens = data.iter().map(|shard| shard.len());
+        let wrong = lens.zip(&self.data).enumerate();
+        let wrong = wrong
+            .into_iter()
+            .find(|(_, (len, expected))| len != *expected);
+        if let Some((shard, (len, expected))) = wrong {
+            return Err(ErasureError::Length {
+                shard,
+                len,
+                expected: *expected,
+            });
+        }
+        if data.len() != self.data.len() {
+            return Err(ErasureError::TooFew {
+                have: data.len(),
+                needed: self.data.len(),
+            });
+        }
+        let mut parity = vec![Vec::with_capacity(self.len); self.spare];
         let mut coder = Coder::new(self);
-        for column in self.each_column(0..self.slice) {
-            let data = slices.iter().map(|slice| part(slice, &column));
+        for column in each_column(0..self.len) {
+            let data = data.iter().map(|shard| part(shard, &column));
             for (parity, coded) in parity.iter_mut().zip(coder.encode(column.len(), data)?) {
                 parity.extend_from_slice(coded);
             }
         }
-        let parity: Vec<Bytes> = parity.into_iter().map(Bytes::from).collect();
-        let all = slices.into_iter().chain(parity.iter().map(AsRef::as_ref));
-        Ok(Coded {
-            names: all.map(Cid::of_block).collect(),
-            parity,
-        })
+        Ok(parity)
     }
 
     /// Restores part of a shard, data or parity, from the same columns of others: see [`Scheme::columns`].
@@ -200,15 +159,15 @@ impl Scheme {
                 });
             }
         }
-        if have.len() < self.needed && !have.contains_key(&shard) {
+        if have.len() < self.needed() && !have.contains_key(&shard) {
             return Err(ErasureError::TooFew {
                 have: have.len(),
-                needed: self.needed,
+                needed: self.needed(),
             });
         }
         let mut coder = Coder::new(self);
         let mut restored = Vec::with_capacity(columns.len());
-        for column in self.each_column(columns.clone()) {
+        for column in each_column(columns.clone()) {
             let within = column.start - columns.start..column.end - columns.start;
             let have = have
                 .iter()
@@ -220,12 +179,38 @@ impl Scheme {
         Ok(restored.split_off(range.start - columns.start))
     }
 
-    fn each_column(&self, columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let end = columns.end;
-        columns
-            .step_by(COLUMN_BYTES)
-            .map(move |begin| begin..(begin + COLUMN_BYTES).min(end))
+    /// Restores a whole shard from others that are whole.
+    ///
+    /// # Errors
+    /// As [`Scheme::restore`].
+    pub fn restore_whole(
+        &self,
+        shard: usize,
+        have: &BTreeMap<usize, &[u8]>,
+    ) -> Result<Vec<u8>, ErasureError> {
+        let range = 0..self.len(shard);
+        let columns = self.columns(&range);
+        let mut cut = BTreeMap::new();
+        for (at, bytes) in have {
+            let expected = self.len(*at);
+            if bytes.len() != expected {
+                return Err(ErasureError::Length {
+                    shard: *at,
+                    len: bytes.len(),
+                    expected,
+                });
+            }
+            cut.insert(*at, part(bytes, &columns));
+        }
+        self.restore(shard, range, &cut)
     }
+}
+
+fn each_column(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = columns.end;
+    columns
+        .step_by(COLUMN_BYTES)
+        .map(move |begin| begin..(begin + COLUMN_BYTES).min(end))
 }
 
 /// What of some bytes stands at those places, as far as there is any.
@@ -248,7 +233,7 @@ struct Coder {
 impl Coder {
     fn new(scheme: &Scheme) -> Self {
         Self {
-            needed: scheme.needed,
+            needed: scheme.needed(),
             spare: scheme.spare,
             encoder: None,
             decoder: None,
@@ -360,17 +345,10 @@ impl Coder {
 
 #[cfg(test)]
 mod tests {
-    use data_encoding::HEXLOWER;
-    use serde_json::{Value, json};
-
     use super::*;
     use crate::key::Rng;
 
     const SCHEMES: [(usize, usize); 5] = [(2, 1), (4, 2), (6, 3), (8, 4), (10, 6)];
-    const FILE: &str = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/vectors/erasure.json"
-    );
 
     fn noise(len: usize, seed: u8) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -378,23 +356,22 @@ mod tests {
         bytes
     }
 
-    /// All shards of a pack.
-    fn shards(scheme: &Scheme, pack: &[u8]) -> Vec<Bytes> {
-        let coded = scheme.encode(pack).unwrap();
-        let slices =
-            (0..scheme.needed).map(|shard| Bytes::copy_from_slice(&pack[scheme.place(shard)]));
-        let all: Vec<Bytes> = slices.chain(coded.parity).collect();
-        for (shard, (bytes, name)) in all.iter().zip(&coded.names).enumerate() {
-            assert_eq!(bytes.len(), scheme.len(shard));
-            assert!(name.verifies(bytes));
-        }
-        all
+    /// A scheme, and all of its shards; the data shards differ in length by some.
+    fn shards(needed: usize, spare: usize, len: usize) -> (Scheme, Vec<Vec<u8>>) {
+        let data = (0..needed).map(|n| noise(len + len * (n * 7 % 5) / 40, n as u8));
+        let data: Vec<Vec<u8>> = data.collect();
+        let scheme = Scheme::new(data.iter().map(Vec::len).collect(), spare).unwrap();
+        let all: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+        let parity = scheme.encode(&all).unwrap();
+        assert!(parity.iter().all(|bytes| bytes.len() == scheme.len));
+        let all = data.into_iter().chain(parity).collect();
+        (scheme, all)
     }
 
     /// Restores part of a shard from the columns of others.
     fn restored(
         scheme: &Scheme,
-        all: &[Bytes],
+        all: &[Vec<u8>],
         lost: &[usize],
         (shard, range): (usize, Range<usize>),
     ) -> Result<Vec<u8>, ErasureError> {
@@ -411,10 +388,8 @@ mod tests {
     fn any_so_many_restore_every_shard() {
         let mut rng = Rng::from_seed([2; 32]);
         for (needed, spare) in SCHEMES {
-            for len in [1, 2, 63, 1000, 65_536, 700_001] {
-                let scheme = Scheme::new(needed, spare, len).unwrap();
-                let pack = noise(len, 7);
-                let all = shards(&scheme, &pack);
+            for len in [1, 2, 63, 1000, 65_536, 100_001] {
+                let (scheme, all) = shards(needed, spare, len);
                 for _ in 0..2 {
                     let mut order: Vec<usize> = (0..all.len()).collect();
                     for place in (1..order.len()).rev() {
@@ -422,19 +397,19 @@ mod tests {
                         order.swap(place, with);
                     }
                     let lost = &order[..spare];
+                    let have = all.iter().map(Vec::as_slice).enumerate();
+                    let have = have.filter(|(other, _)| !lost.contains(other)).collect();
                     for shard in lost {
-                        let whole = restored(&scheme, &all, lost, (*shard, 0..scheme.len(*shard)));
+                        let whole = scheme.restore_whole(*shard, &have);
                         assert!(
                             whole.unwrap() == all[*shard],
                             "{needed}+{spare} {len} {lost:?}"
                         );
                     }
                     let one_more = &order[..=spare];
-                    if scheme.len(one_more[0]) > 0 {
-                        let refused = restored(&scheme, &all, one_more, (one_more[0], 0..1));
-                        let have = needed - 1;
-                        assert_eq!(refused, Err(ErasureError::TooFew { have, needed }));
-                    }
+                    let refused = restored(&scheme, &all, one_more, (one_more[0], 0..1));
+                    let have = needed - 1;
+                    assert_eq!(refused, Err(ErasureError::TooFew { have, needed }));
                 }
             }
         }
@@ -442,37 +417,45 @@ mod tests {
 
     #[test]
     fn ranges_need_their_columns_alone() {
-        let scheme = Scheme::new(4, 2, 1_000_003).unwrap();
-        let pack = noise(1_000_003, 3);
-        let all = shards(&scheme, &pack);
+        let (scheme, all) = shards(4, 2, 250_001);
         let mut rng = Rng::from_seed([5; 32]);
         for _ in 0..60 {
-            let begin = usize::try_from(rng.below(1_000_003)).unwrap();
-            let end = (begin + usize::try_from(rng.below(300_000)).unwrap()).min(pack.len());
-            let mut read = Vec::new();
-            for (shard, range) in scheme.parts(begin..end).unwrap() {
-                let columns = scheme.columns(&range);
-                assert!(columns.len() <= range.len().next_multiple_of(COLUMN_BYTES) + COLUMN_BYTES);
-                read.extend(restored(&scheme, &all, &[shard, 5], (shard, range)).unwrap());
-            }
-            assert!(read == pack[begin..end], "{begin} {end}");
+            let shard = usize::try_from(rng.below(6)).unwrap();
+            let len = all[shard].len();
+            let begin = usize::try_from(rng.below(len as u64)).unwrap();
+            let end = (begin + usize::try_from(rng.below(150_000)).unwrap()).min(len);
+            let columns = scheme.columns(&(begin..end));
+            assert!(columns.len() <= (end - begin).next_multiple_of(COLUMN_BYTES) + COLUMN_BYTES);
+            let lost = [shard, (shard + 1) % 6];
+            let read = restored(&scheme, &all, &lost, (shard, begin..end)).unwrap();
+            assert!(read == all[shard][begin..end], "{shard} {begin} {end}");
         }
-        assert_eq!(scheme.parts(7..7).unwrap(), []);
-        assert!(scheme.parts(0..1_000_004).is_err());
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert!(Scheme::new(0, 1, 5).is_err());
-        assert!(Scheme::new(4, 0, 5).is_err());
-        assert!(Scheme::new(60, 5, 5).is_err());
-        assert!(Scheme::new(4, 2, 0).is_err());
-        let scheme = Scheme::new(4, 2, 100).unwrap();
-        assert!(scheme.encode(&[0; 99]).is_err());
+        assert!(Scheme::new(vec![], 1).is_err());
+        assert!(Scheme::new(vec![5; 4], 0).is_err());
+        assert!(Scheme::new(vec![5; 60], 5).is_err());
+        assert!(Scheme::new(vec![0; 4], 2).is_err());
+        assert!(Scheme::new(vec![usize::MAX; 4], 2).is_err());
+        let scheme = Scheme::new(vec![26, 26, 26, 22], 2).unwrap();
         let pack = noise(100, 1);
-        let all = shards(&scheme, &pack);
-        let mut have: BTreeMap<usize, &[u8]> =
-            all.iter().map(AsRef::as_ref).enumerate().skip(1).collect();
+        let mut data: Vec<&[u8]> = pack.chunks(26).collect();
+        let parity = scheme.encode(&data).unwrap();
+        assert!(scheme.encode(&data[..3]).is_err());
+        data.swap(0, 3);
+        assert!(scheme.encode(&data).is_err());
+        data.swap(0, 3);
+        data.push(&[]);
+        assert!(scheme.encode(&data).is_err());
+        data.pop();
+        let all: Vec<&[u8]> = data
+            .iter()
+            .copied()
+            .chain(parity.iter().map(Vec::as_slice))
+            .collect();
+        let mut have: BTreeMap<usize, &[u8]> = all.iter().copied().enumerate().skip(1).collect();
         assert_eq!(scheme.restore(0, 0..26, &have).unwrap(), all[0]);
         assert!(scheme.restore(6, 0..1, &have).is_err());
         assert!(scheme.restore(0, 0..27, &have).is_err());
@@ -483,8 +466,8 @@ mod tests {
             expected: 26,
         };
         assert_eq!(scheme.restore(0, 0..26, &have), Err(short));
-        have.insert(2, &all[2]);
-        have.insert(9, &all[2]);
+        have.insert(2, all[2]);
+        have.insert(9, all[2]);
         assert!(scheme.restore(0, 0..26, &have).is_err());
         // Rotten bytes give rotten bytes: names tell.
         have.remove(&9);
@@ -492,50 +475,6 @@ mod tests {
         rotten[3] ^= 1;
         have.insert(1, &rotten);
         have.remove(&5);
-        let wrong = scheme.restore(0, 0..26, &have).unwrap();
-        assert!(!Cid::of_block(&all[0]).verifies(&wrong));
-    }
-
-    fn cases() -> Vec<Value> {
-        let lens = [1_usize, 700, 65_537, 300_000];
-        let each = SCHEMES
-            .iter()
-            .flat_map(|scheme| lens.map(|len| (*scheme, len)));
-        each.map(|((needed, spare), len)| {
-            let name = format!("{needed}+{spare} of {len} bytes");
-            let mut pack = vec![0; len];
-            blake3::Hasher::new()
-                .update(name.as_bytes())
-                .finalize_xof()
-                .fill(&mut pack);
-            let coded = Scheme::new(needed, spare, len)
-                .unwrap()
-                .encode(&pack)
-                .unwrap();
-            let names = coded
-                .names
-                .iter()
-                .map(|name| HEXLOWER.encode(&name.to_bytes()));
-            json!({
-                "name": name,
-                "expect": "ok",
-                "needed": needed,
-                "spare": spare,
-                "input_noise": HEXLOWER.encode(name.as_bytes()),
-                "input_len": len,
-                "names": names.collect::<Vec<_>>(),
-            })
-        })
-        .collect()
-    }
-
-    #[test]
-    fn vectors_hold() {
-        let today = cases();
-        if std::env::var_os("KITH_BLESS").is_some() {
-            std::fs::write(FILE, format!("{:#}\n", Value::from(today.clone()))).unwrap();
-        }
-        let kept: Vec<Value> = serde_json::from_slice(&std::fs::read(FILE).unwrap()).unwrap();
-        assert_eq!(kept, today);
+        assert!(scheme.restore(0, 0..26, &have).unwrap() != all[0]);
     }
 }

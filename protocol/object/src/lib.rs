@@ -16,6 +16,7 @@ pub mod buffer;
 pub mod car;
 pub mod chunk;
 mod cipher;
+pub mod coding;
 pub mod disk;
 pub mod erasure;
 pub mod id;

@@ -49,17 +49,20 @@ pub enum Class {
     Entries = 5,
     /// Copies sealed for the holder of a link.
     Link = 6,
+    /// Parity of other packs, which no name leads to.
+    Parity = 7,
 }
 
 impl Class {
     /// All classes, by their number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Names,
         Self::Stream,
         Self::Bulk,
         Self::Public,
         Self::Entries,
         Self::Link,
+        Self::Parity,
     ];
 
     /// The byte that stands for the class.
@@ -71,6 +74,7 @@ impl Class {
             Self::Public => 4,
             Self::Entries => 5,
             Self::Link => 6,
+            Self::Parity => 7,
         }
     }
 
@@ -526,19 +530,28 @@ pub struct Pack {
     pub blocks: Vec<BlockAt>,
 }
 
-/// Checks a whole pack: form, index, every record and every block.
+/// The blocks of a whole pack by its index, in the order of the file; records and blocks are not looked at.
 ///
 /// # Errors
-/// What is wrong first, as [`PackError`].
-pub fn check(bytes: &[u8]) -> Result<Pack, PackError> {
+/// What of header, index and trailer is wrong first, as [`PackError`].
+pub fn blocks_of(bytes: &[u8]) -> Result<Vec<BlockAt>, PackError> {
     let tail = bytes
         .len()
         .checked_sub(TRAILER_BYTES)
         .ok_or(PackError::Length)?;
     let trailer = Trailer::decode(bytes.get(tail..).unwrap_or_default(), bytes.len() as u64)?;
-    let header = Header::decode(bytes)?;
+    Header::decode(bytes)?;
     let index_offset = usize::try_from(trailer.index_offset).map_err(|_| PackError::Trailer)?;
-    let blocks = read_index(bytes.get(index_offset..tail).unwrap_or_default(), &trailer)?;
+    read_index(bytes.get(index_offset..tail).unwrap_or_default(), &trailer)
+}
+
+/// Checks a whole pack: form, index, every record and every block.
+///
+/// # Errors
+/// What is wrong first, as [`PackError`].
+pub fn check(bytes: &[u8]) -> Result<Pack, PackError> {
+    let blocks = blocks_of(bytes)?;
+    let header = Header::decode(bytes)?;
     let mut offset = HEADER_BYTES;
     for block in &blocks {
         let wrong = || PackError::Record {

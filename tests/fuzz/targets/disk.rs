@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use kith_object::coding;
 use kith_object::disk::{Disk, SimDisk};
 use kith_object::id::{Cid, SpaceId};
 use kith_object::key::derive;
@@ -58,6 +59,14 @@ fn pack(bytes: &[u8]) -> bool {
     }
     if let Ok(header) = Header::decode(bytes) {
         assert!(bytes.starts_with(&header.encode()));
+    }
+    if let Some((table, places)) = coding::read_parity(bytes) {
+        let parity: usize = places.iter().map(std::ops::Range::len).sum();
+        let longest = table.data.iter().map(|shard| shard.len).max();
+        assert_eq!(
+            longest.map(|len| len.next_multiple_of(2)),
+            u32::try_from(parity).ok()
+        );
     }
     let Ok(checked) = pack::check(bytes) else {
         return false;

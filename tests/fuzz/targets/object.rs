@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce};
+use kith_object::coding::Table;
 use kith_object::id::Cid;
 use kith_object::key::Secret;
 use kith_object::manifest::{ChunkRef, FANOUT, Manifest};
@@ -27,6 +28,7 @@ pub(super) const TARGETS: &[Target] = &[
         .holds(40, 6 << 20)
         .costs(2),
     Target::new("manifest", manifest),
+    Target::new("table", table),
     Target::new("tree", listing),
     // Up to a thousand names of chunks, each of which may be asked for.
     Target::new("object", object).holds(64, 6 << 20).costs(4),
@@ -108,6 +110,17 @@ fn manifest(bytes: &[u8]) -> bool {
         .iter()
         .try_fold(0u64, |total, child| total.checked_add(child.len));
     assert_eq!(total, Some(manifest.total()));
+    true
+}
+
+/// What a parity shard says of the shards that it restores.
+fn table(bytes: &[u8]) -> bool {
+    let Some(table) = Table::decode(bytes) else {
+        return false;
+    };
+    assert!(table.encode() == bytes, "a table has one form");
+    let listed = (0..table.data.len()).map(|shard| table.blocks_of(shard).len());
+    assert_eq!(listed.sum::<usize>(), table.blocks.len());
     true
 }
 

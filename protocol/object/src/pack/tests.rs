@@ -107,7 +107,7 @@ fn cases() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "bad pack header",
             changed(9, 0),
         ),
-        ("header: unknown class", "bad pack header", changed(10, 7)),
+        ("header: unknown class", "bad pack header", changed(10, 8)),
         ("header: flags", "bad pack header", changed(11, 1)),
         ("header: reserved byte", "bad pack header", changed(63, 1)),
         (
