@@ -2030,6 +2030,21 @@ def check_arrangement(vector):
     elif kind == 10:
         reader.take(32)
         refuse_if(reader.number(1) > 2, "malformed")
+    elif kind == 3:
+        names, needed, spare = [reader.take(32)], reader.number(1), reader.number(1)
+        sizes = []
+        for _ in range(needed):
+            names.append(reader.take(32))
+            sizes.append((reader.number(4), reader.number(4)))
+        names += [reader.take(32) for _ in range(spare)]
+        devices = {reader.take(32) for _ in range(needed + spare)}
+        refuse_if(needed < 1 or spare < 1 or needed + spare > 64, "malformed")
+        refuse_if(len(set(names)) != len(names) or len(devices) != needed + spare, "malformed")
+        blocks, longest = sum(count for _, count in sizes), max(length for length, _ in sizes)
+        refuse_if(blocks > PACK_BLOCKS_MAX or any(count < 1 or length < 116 + 74 * count for length, count in sizes), "malformed")
+        longest += longest % 2
+        parity = 116 + 36 + 40 * needed + 36 * blocks + longest + 74 * (1 + -(-longest // (1 << 20)))
+        refuse_if(max(parity, longest) > PACK_MAX, "malformed")
     refuse_if(reader.left(), "malformed")
 
 

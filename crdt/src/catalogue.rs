@@ -3,10 +3,12 @@
 //! Spec: `protocol/spec/documents.md`, "Catalogue".
 
 mod arrangement;
+mod coded;
 
 pub use arrangement::{
     HolderRecord, Kept, Leaving, LeavingRecord, PolicyRecord, SITE_BYTES_MAX, SITES_MAX, is_site,
 };
+pub use coded::Coded;
 
 use kith_object::id::{Cid, EntryId, PackId};
 
@@ -16,6 +18,7 @@ use crate::names::Retention;
 
 const BORN: u16 = 1;
 const RETIRED: u16 = 2;
+const CODED: u16 = 3;
 const SEEN: u16 = 4;
 const FIXED: u16 = 5;
 const ERASED: u16 = 6;
@@ -33,6 +36,8 @@ pub enum CatalogueRecord {
     Born(Born),
     /// A pack may go once others stand for it.
     Retired(Retired),
+    /// A pack has shards.
+    Coded(Coded),
     /// The author misses nothing that a retirement leaves out.
     Seen(Seen),
     /// A generation ends. Written by no device yet.
@@ -128,6 +133,10 @@ impl CatalogueRecord {
                 push_names(&mut body, retired.left_out.iter());
                 RETIRED
             }
+            Self::Coded(coded) => {
+                body = coded.body();
+                CODED
+            }
             Self::Seen(seen) => {
                 body.extend_from_slice(&seen.entry.0);
                 body.push(u8::from(seen.in_full));
@@ -195,6 +204,7 @@ impl CatalogueRecord {
                 basis: read_names(&mut reader, EntryId)?,
                 left_out: read_names(&mut reader, |digest| digest)?,
             }),
+            CODED => Self::Coded(Coded::read(&mut reader)?),
             SEEN => Self::Seen(Seen {
                 entry: EntryId(reader.array()?),
                 in_full: match reader.u8()? {
@@ -247,7 +257,41 @@ impl CatalogueRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kith_object::coding::{Coding, DataShard};
+    use kith_object::id::DeviceId;
     use proptest::prelude::*;
+
+    pub(super) fn coded() -> Coded {
+        let shard = |n| DataShard {
+            id: PackId([n; 32]),
+            len: 1000,
+            blocks: 3,
+        };
+        Coded {
+            coding: Coding {
+                pack: PackId([1; 32]),
+                data: vec![shard(2), shard(3)],
+                parity: vec![PackId([4; 32])],
+            },
+            devices: (7..10).map(|n| DeviceId([n; 32])).collect(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_coded_so_is_no_record() {
+        let is_read = |change: &dyn Fn(&mut Coded)| {
+            let mut coded = coded();
+            change(&mut coded);
+            CatalogueRecord::decode(&CatalogueRecord::Coded(coded).encode()).is_some()
+        };
+        assert!(is_read(&|_| {}));
+        assert!(!is_read(&|of| of.devices[0] = of.devices[1]));
+        assert!(!is_read(&|of| of.devices.truncate(2)));
+        assert!(!is_read(&|of| of.coding.parity[0] = of.coding.pack));
+        assert!(!is_read(&|of| of.coding.data[0].blocks = 0));
+        assert!(!is_read(&|of| of.coding.data[0].len = 100));
+        assert!(!is_read(&|of| of.coding.parity.clear()));
+    }
 
     #[test]
     fn records_survive_their_bytes() {
@@ -265,6 +309,7 @@ mod tests {
                 basis: vec![id(1), id(2)],
                 left_out: vec![[9; 32]],
             }),
+            CatalogueRecord::Coded(coded()),
             CatalogueRecord::Seen(Seen {
                 entry: id(7),
                 in_full: true,

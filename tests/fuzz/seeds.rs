@@ -11,12 +11,13 @@ use chacha20poly1305::{ChaCha20Poly1305, Nonce};
 use data_encoding::HEXLOWER;
 use kith_crdt::access::{Member, Removal, Role};
 use kith_crdt::catalogue::{
-    Born, CatalogueRecord, Fixed, HolderRecord, Kept, Leaving, LeavingRecord, PolicyRecord, Retired,
+    Born, CatalogueRecord, Coded, Fixed, HolderRecord, Kept, Leaving, LeavingRecord, PolicyRecord,
+    Retired,
 };
 use kith_crdt::chain::{Codec, Entry, SealKind, padded_len, records};
 use kith_crdt::names::Retention;
 use kith_object::car::{Item, Reader};
-use kith_object::coding;
+use kith_object::coding::{self, Coding, Shard};
 use kith_object::id::{Cid, DeviceId, EntryId, PackId};
 use kith_object::key::{DeviceKeys, Rng, Words};
 use kith_object::manifest::{ChunkRef, Manifest};
@@ -167,6 +168,12 @@ fn names(seeds: &mut Making) {
     seeds.add("words", "white space", words.replace(' ', " \n\t"));
     seeds.add("words", "one less", words.rsplit_once(' ').unwrap().0);
     seeds.add("words", "one word", "abandon ".repeat(24));
+}
+
+/// A pack of three blocks as shards.
+fn coded_three() -> (Coding, Vec<Shard>) {
+    let blocks = [b"one".as_slice(), b"two", b"three"].map(|block| (Cid::of_block(block), block));
+    coding::code(&pack_of(Class::Bulk, &blocks), 2, 1).unwrap()
 }
 
 fn disk(seeds: &mut Making) {
@@ -593,6 +600,10 @@ fn entries(seeds: &mut Making) {
             replacements: vec![PackId([2; 32])],
             basis: vec![EntryId([1; 32]), EntryId([2; 32])],
             left_out: vec![[9; 32]],
+        }),
+        CatalogueRecord::Coded(Coded {
+            coding: coded_three().0,
+            devices: (1..4).map(|n| DeviceId([n; 32])).collect(),
         }),
         CatalogueRecord::Policy(PolicyRecord {
             kept: Kept::Shards(4, 2),

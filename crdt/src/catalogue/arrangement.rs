@@ -267,7 +267,49 @@ mod tests {
             bytes[place] = byte;
             bytes
         };
+        let coded = super::super::tests::coded();
+        let with = |change: &dyn Fn(&mut super::super::Coded)| {
+            let mut coded = coded.clone();
+            change(&mut coded);
+            CatalogueRecord::Coded(coded).encode()
+        };
         let list = [
+            ("coded", with(&|_| {})),
+            (
+                "coded, two shards on one device",
+                with(&|of| of.devices[0] = of.devices[1]),
+            ),
+            (
+                "coded, two shards of one name",
+                with(&|of| of.coding.parity[0] = of.coding.data[0].id),
+            ),
+            (
+                "coded, a shard of the pack's name",
+                with(&|of| of.coding.parity[0] = of.coding.pack),
+            ),
+            (
+                "coded, a shard without blocks",
+                with(&|of| of.coding.data[1].blocks = 0),
+            ),
+            (
+                "coded, a shard too short for its blocks",
+                with(&|of| of.coding.data[1].len = 337),
+            ),
+            (
+                "coded, a shard longer than a pack",
+                with(&|of| of.coding.data[1].len = (64 << 20) + 1),
+            ),
+            (
+                "coded, parity longer than a pack",
+                with(&|of| of.coding.data[1].len = 64 << 20),
+            ),
+            (
+                "coded, without parity",
+                with(&|of| {
+                    of.coding.parity.clear();
+                    of.devices.pop();
+                }),
+            ),
             (
                 "by the number of holders",
                 CatalogueRecord::Policy(policy(Kept::Auto, &[])).encode(),
