@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kith_core::device::Input;
-use kith_core::keeper::{PULLS_MAX, Pull, Pulled};
+use kith_core::keeper::{PULLS_MAX, Pull, Pulled, Way};
 use kith_core::probing::{Probe, Probed};
 use kith_core::promises::Vouch;
-use kith_object::id::PackId;
+use kith_core::shards::{self, MakeError};
+use kith_object::id::{DeviceId, PackId};
 use kith_object::index::Index;
 use kith_object::store::{Keep, StoreError};
 use kith_protocol::bulk::Failure;
@@ -117,34 +118,78 @@ pub(crate) async fn probe_all(bulk: Bulk, mut probes: mpsc::UnboundedReceiver<Pr
 
 async fn fetch(bulk: &Bulk, pull: Pull) -> Pulled {
     let pack = pull.pack;
-    let wanted = Wanted {
+    let made = make(bulk, pull).await;
+    let Err(error) = made else {
+        return Pulled::Came;
+    };
+    tracing::debug!(%pack, %error, "a pack that should be here is not kept");
+    match error.is_full() {
+        true => Pulled::NoRoom,
+        false => Pulled::Failed,
+    }
+}
+
+async fn make(bulk: &Bulk, pull: Pull) -> Result<(), MakeError> {
+    let pack = pull.pack;
+    match pull.way {
+        Way::Whole(sources) => {
+            have(bulk, vec![(pack, pull.bytes, sources)], Keep::Kept).await?;
+            // It may have been here as one that goes first when room is needed.
+            let kept = move |store: &DiskStore| match keep(store, &pack)? {
+                true => Ok(()),
+                false => Err(MakeError::Lacking(pack)),
+            };
+            work(bulk, pack, kept).await
+        }
+        Way::Cut(shard) => {
+            let cut = move |store: &DiskStore| shards::cut(store, &shard.coding, shard.at);
+            work(bulk, pack, cut).await
+        }
+        Way::Restored { at, coding, from } => {
+            let ids: Vec<PackId> = coding.ids().collect();
+            let wanted = from.iter().filter(|(_, sources)| !sources.is_empty());
+            let wanted = wanted.filter_map(|(at, sources)| {
+                Some((*ids.get(*at)?, coding.len(*at), sources.clone()))
+            });
+            have(bulk, wanted.collect(), Keep::Cached).await?;
+            let restore = move |store: &DiskStore| {
+                let some = from.iter().map(|(at, _)| *at);
+                let files = shards::read_some(store, &coding, some)?;
+                shards::restore(store, &coding, at, &files)
+            };
+            work(bulk, pack, restore).await
+        }
+    }
+}
+
+/// Has computed and written, apart from what answers others; a pack of which that comes to no end is not here.
+async fn work(
+    bulk: &Bulk,
+    pack: PackId,
+    job: impl FnOnce(&DiskStore) -> Result<(), MakeError> + Send + 'static,
+) -> Result<(), MakeError> {
+    let store = bulk.store.clone();
+    let done = tokio::task::spawn_blocking(move || job(&store)).await;
+    done.unwrap_or(Err(MakeError::Lacking(pack)))
+}
+
+/// Fetches whole packs of such lengths from such devices. One that does not come is missed by whoever needs it.
+async fn have(
+    bulk: &Bulk,
+    packs: Vec<(PackId, u64, Vec<DeviceId>)>,
+    keep: Keep,
+) -> Result<(), StoreError> {
+    let wanted = packs.into_iter().map(|(pack, bytes, sources)| Wanted {
         pack,
-        bytes: pull.bytes,
-        sources: pull.sources,
+        bytes,
+        sources,
         blocks: 0,
         wanted: 0,
-    };
-    let fetched = bulk
-        .fetch(vec![wanted], Keep::Kept, &AtomicBool::new(false))
-        .await;
-    let failed = |error: &StoreError| {
-        tracing::debug!(%pack, %error, "a pack that should be here is not kept");
-        if error.is_full() {
-            Pulled::NoRoom
-        } else {
-            Pulled::Failed
-        }
-    };
-    if let Err(FetchError::Store(error)) = &fetched {
-        return failed(error);
-    }
-    // It may have been here as one that goes first when room is needed.
-    let store = bulk.store.clone();
-    let kept = tokio::task::spawn_blocking(move || keep(&store, &pack)).await;
-    match kept {
-        Ok(Ok(true)) => Pulled::Came,
-        Ok(Ok(false)) | Err(_) => Pulled::Failed,
-        Ok(Err(error)) => failed(&error),
+    });
+    let is_over = AtomicBool::new(false);
+    match bulk.fetch(wanted.collect(), keep, &is_over).await {
+        Err(FetchError::Store(error)) => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -252,6 +252,11 @@ impl Placement {
 
     /// Who should hold a pack or a shard of it, in order.
     pub fn holders(&self, pack: &PackId) -> Vec<DeviceId> {
+        self.first(pack, self.redundancy.pieces())
+    }
+
+    /// The first so many in the order of a pack; fewer where there are fewer.
+    fn first(&self, pack: &PackId, pieces: usize) -> Vec<DeviceId> {
         let mut scored: Vec<(u64, usize)> = Vec::with_capacity(self.candidates.len());
         for few in self.candidates.chunks(TOGETHER) {
             scored.extend(
@@ -277,7 +282,7 @@ impl Placement {
         order.sort_by_key(|(round, _)| *round);
         order
             .into_iter()
-            .take(self.redundancy.pieces())
+            .take(pieces)
             .filter_map(|(_, place)| Some(self.candidates.get(place)?.device))
             .collect()
     }
@@ -287,18 +292,32 @@ impl Placement {
         self.holders(pack).contains(device)
     }
 
-    /// Which device should hold which shard of a pack, after those that held them when it was coded: who should still hold keeps its shard.
-    pub fn shards(&self, pack: &PackId, coded: &[DeviceId]) -> Vec<Option<DeviceId>> {
-        let now = self.holders(pack);
+    /// Which device should hold which shard of a pack, after those that should when it was coded: who still should keeps its shard, and who has come to hold one
+    /// since keeps that. Whatever the policy wants now, there are as many shards as there were; nobody where there are fewer holders.
+    pub fn shards(
+        &self,
+        pack: &PackId,
+        coded: &[DeviceId],
+        holds: impl Fn(usize, &DeviceId) -> bool,
+    ) -> Vec<Option<DeviceId>> {
+        let now = self.first(pack, coded.len());
         let mut shards: Vec<Option<DeviceId>> = coded
             .iter()
-            .take(self.redundancy.pieces())
             .map(|device| now.contains(device).then_some(*device))
             .collect();
-        shards.resize(self.redundancy.pieces(), None);
-        let mut newcomers = now.into_iter().filter(|device| !coded.contains(device));
-        for shard in shards.iter_mut().filter(|shard| shard.is_none()) {
-            *shard = newcomers.next();
+        let mut newcomers: Vec<DeviceId> = now
+            .into_iter()
+            .filter(|device| !coded.contains(device))
+            .collect();
+        newcomers.retain(|device| {
+            let free = shards.iter_mut().enumerate();
+            let mut held = free.filter(|(at, shard)| shard.is_none() && holds(*at, device));
+            let place = held.next().map(|(_, shard)| shard);
+            place.map(|shard| *shard = Some(*device)).is_none()
+        });
+        let free = shards.iter_mut().filter(|shard| shard.is_none());
+        for (shard, device) in free.zip(newcomers) {
+            *shard = Some(device);
         }
         shards
     }
@@ -536,7 +555,7 @@ mod tests {
         for pack in packs(300) {
             let coded = all.holders(&pack);
             let same: Vec<Option<DeviceId>> = coded.iter().copied().map(Some).collect();
-            assert_eq!(all.shards(&pack, &coded), same);
+            assert_eq!(all.shards(&pack, &coded, |_, _| false), same);
             let gone = coded[2];
             let rest: Vec<Holder> = holders
                 .iter()
@@ -544,7 +563,7 @@ mod tests {
                 .cloned()
                 .collect();
             let rest = Placement::new(&rest, &scheme).unwrap();
-            let now = rest.shards(&pack, &coded);
+            let now = rest.shards(&pack, &coded, |_, _| false);
             for (place, (before, after)) in coded.iter().zip(&now).enumerate() {
                 assert_eq!(*after == Some(*before), place != 2);
                 assert!(after.is_some());

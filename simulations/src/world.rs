@@ -26,7 +26,7 @@ use kith_object::store::Born;
 use kith_object::time::{Span, Time};
 
 pub use self::acts::Act;
-use self::keeping::{Gives, Moving};
+use self::keeping::{Gives, Making, Moving};
 use self::laws::Laws;
 use self::lookups::Dht;
 use self::malice::Malice;
@@ -116,6 +116,8 @@ enum Event {
     Tend { device: usize, life: u64 },
     /// A pack comes, to the run of the device that asked for it.
     Moved { life: u64, moving: Moving },
+    /// The shards that a pack is to be made of have come.
+    Made { life: u64, making: Making },
     /// An admin says that a device is lost.
     Declare(usize),
     /// A device that stood still goes on, if it still is to.
@@ -794,6 +796,11 @@ impl World {
             Event::Moved { life, moving } => {
                 if self.life(moving.to) == life {
                     self.moved(&moving);
+                }
+            }
+            Event::Made { life, making } => {
+                if self.life(making.device) == life {
+                    self.made(&making);
                 }
             }
             Event::Declare(device) => self.declare(device),

@@ -27,6 +27,7 @@ pub mod retirement;
 mod routing;
 mod seeking;
 mod settings;
+pub mod shards;
 mod steady;
 pub mod upkeep;
 pub mod vouch;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Access;
-use kith_crdt::catalogue::CatalogueRecord;
+use kith_crdt::catalogue::{CatalogueRecord, Coded};
 use kith_object::id::{DeviceId, EntryId, PackId};
 use kith_object::pack::{Class, PACK_BYTES_MAX};
 use kith_object::time::Hlc;
@@ -16,6 +16,15 @@ struct Pack {
     bytes: u64,
     born: Vec<(Hlc, EntryId, DeviceId)>,
     retired: Vec<Retirement>,
+    coded: Vec<Code>,
+}
+
+/// That a pack has shards, as somebody said it.
+#[derive(Debug)]
+struct Code {
+    hlc: Hlc,
+    entry: EntryId,
+    coded: Coded,
 }
 
 #[derive(Debug)]
@@ -39,6 +48,26 @@ impl Pack {
             .min_by_key(|one| (one.hlc, one.entry));
         Some(standing)
     }
+
+    /// The latest that was said of its shards, if it is to be kept. Whoever said it may be gone, and the pack may have come to be again since: what its shards are never changes.
+    fn code(&self, access: &Access) -> Option<&Coded> {
+        let latest = self
+            .coded
+            .iter()
+            .max_by_key(|code| (code.hlc, code.entry))?;
+        self.standing(access)?.is_none().then_some(&latest.coded)
+    }
+}
+
+/// A pack that is a shard of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardOf<'a> {
+    /// What was coded, and how.
+    pub coded: &'a Coded,
+    /// Which shard it is.
+    pub at: usize,
+    /// Whether that is the latest code of the pack; the shards of an earlier one go once there is all of it.
+    pub is_latest: bool,
 }
 
 /// How it stands with a pack, as far as the catalogue goes.
@@ -50,12 +79,18 @@ pub enum Stands<'a> {
     Retired(&'a [PackId]),
 }
 
-/// The fold of `born` and `retired`, whoever said it: a function of the set of those that count.
+fn ids(coded: &Coded) -> Vec<PackId> {
+    coded.coding.ids().collect()
+}
+
+/// The fold of `born`, `retired` and `coded`, whoever said it: a function of the set of those that count.
 #[derive(Debug, Default)]
 pub struct Packs {
     all: BTreeMap<PackId, Pack>,
     /// Of each pack, those that it replaces, whoever said so.
     replaced: BTreeMap<PackId, BTreeSet<PackId>>,
+    /// Shards, and of which packs, whoever said so.
+    shards: BTreeSet<(PackId, PackId)>,
     /// Packs of which something was said or taken back since the last look.
     changed: BTreeSet<PackId>,
 }
@@ -97,21 +132,45 @@ impl Packs {
                 });
                 self.changed.insert(retired.pack);
             }
+            CatalogueRecord::Coded(coded) => {
+                let id = coded.coding.pack;
+                self.shards.extend(coded.coding.ids().map(|of| (of, id)));
+                let pack = self.all.entry(id).or_default();
+                pack.coded.push(Code {
+                    hlc,
+                    entry,
+                    coded: coded.clone(),
+                });
+                self.changed.insert(id);
+            }
             _ => {}
         }
     }
 
     /// Takes back what an entry said.
     pub(crate) fn remove(&mut self, entry: &EntryId) {
-        let changed = &mut self.changed;
+        let (changed, shards) = (&mut self.changed, &mut self.shards);
         self.all.retain(|id, pack| {
-            let said = pack.born.len() + pack.retired.len();
+            let count = |pack: &Pack| pack.born.len() + pack.retired.len() + pack.coded.len();
+            let said = count(pack);
             pack.born.retain(|(_, by, _)| by != entry);
             pack.retired.retain(|retirement| retirement.entry != *entry);
-            if pack.born.len() + pack.retired.len() != said {
+            let codes = pack.coded.len();
+            let gone = pack.coded.extract_if(.., |code| code.entry == *entry);
+            let gone: Vec<PackId> = gone.flat_map(|code| ids(&code.coded)).collect();
+            if pack.coded.len() != codes {
+                let left: BTreeSet<PackId> =
+                    pack.coded.iter().flat_map(|of| ids(&of.coded)).collect();
+                for shard in gone.into_iter().filter(|shard| !left.contains(shard)) {
+                    shards.remove(&(shard, *id));
+                    // It is met no more on the way through what the pack has.
+                    changed.insert(shard);
+                }
+            }
+            if count(pack) != said {
                 changed.insert(*id);
             }
-            !pack.born.is_empty() || !pack.retired.is_empty()
+            count(pack) > 0
         });
         let all = &self.all;
         self.replaced.retain(|by, replaced| {
@@ -123,17 +182,72 @@ impl Packs {
         });
     }
 
-    /// How it stands with a pack that came to be, and its length.
+    /// How it stands with a pack that came to be, or with a shard of one, and its length.
     pub fn stands(&self, id: &PackId, access: &Access) -> Option<(Stands<'_>, u64)> {
-        let pack = self.all.get(id)?;
-        let standing = pack.standing(access)?;
+        let (standing, bytes) = self.standing(id, access)?;
         let stands = standing.map_or(Stands::Live, |one| Stands::Retired(&one.replacements));
-        Some((stands, pack.bytes))
+        Some((stands, bytes))
+    }
+
+    /// The retirement that stands, if there is one, of a pack that came to be or of that of which it is a shard, and its length.
+    fn standing(&self, id: &PackId, access: &Access) -> Option<(Option<&Retirement>, u64)> {
+        if let Some(pack) = self.all.get(id)
+            && let Some(standing) = pack.standing(access)
+        {
+            return Some((standing, pack.bytes));
+        }
+        let (pack, code, at) = self.shard(id, access)?;
+        Some((pack.standing(access)?, code.coding.len(at)))
+    }
+
+    /// Of what a pack that did not come to be by itself is a shard: the pack, its code, and which of its shards. Of several the first by name of the pack, and of its codes the latest that has it.
+    fn shard(&self, id: &PackId, access: &Access) -> Option<(&Pack, &Coded, usize)> {
+        let of = self.shards.range((*id, PackId::default())..);
+        let of = of.take_while(|(shard, _)| shard == id);
+        of.filter_map(|(_, of)| {
+            let pack = self.all.get(of)?;
+            pack.standing(access)?;
+            let codes = pack.coded.iter().filter_map(|code| {
+                let at = code.coded.coding.ids().position(|shard| shard == *id)?;
+                Some((code.hlc, code.entry, &code.coded, at))
+            });
+            let (_, _, coded, at) = codes.max_by_key(|(hlc, entry, _, _)| (*hlc, *entry))?;
+            Some((pack, coded, at))
+        })
+        .next()
+    }
+
+    /// The shards that a pack is to have: the latest that was said of them, if it is to be kept.
+    pub fn coded(&self, id: &PackId, access: &Access) -> Option<&Coded> {
+        self.all.get(id)?.code(access)
+    }
+
+    /// Of what a pack is a shard, if it did not come to be by itself and what it is a shard of is to be kept. What somebody calls a shard and was born is kept as any other.
+    pub fn shard_of(&self, id: &PackId, access: &Access) -> Option<ShardOf<'_>> {
+        let is_born = |pack: &Pack| !pack.born.is_empty();
+        if self.all.get(id).is_some_and(is_born) {
+            return None;
+        }
+        let (pack, coded, at) = self.shard(id, access)?;
+        let latest = pack.code(access)?;
+        let is_latest = latest.coding.ids().nth(at) == Some(*id);
+        Some(ShardOf {
+            coded: if is_latest { latest } else { coded },
+            at,
+            is_latest,
+        })
+    }
+
+    /// Whether anybody has called a pack a shard of another one.
+    pub fn is_shard(&self, id: &PackId) -> bool {
+        let of = self.shards.range((*id, PackId::default())..);
+        of.take(1).any(|(shard, _)| shard == id)
     }
 
     /// The packs in which all of a pack lies that a member has retired, by the retirement that stands.
     pub(crate) fn replaced_whole(&self, id: &PackId, access: &Access) -> Option<&[PackId]> {
-        let standing = self.all.get(id)?.standing(access)??;
+        let (standing, _) = self.standing(id, access)?;
+        let standing = standing?;
         standing.is_whole.then_some(&standing.replacements[..])
     }
 
@@ -148,22 +262,33 @@ impl Packs {
         self.replaced.get(id).into_iter().flatten()
     }
 
-    /// These, and all whose standing may hang on theirs: what they replace, and what that replaces. None if there are more than that.
+    /// These, and all whose standing may hang on theirs: what they replace, and what that replaces, with the shards of it; and what replaces these. None if there are more than that.
     pub(crate) fn with_replaced(
         &self,
         packs: BTreeSet<PackId>,
         most: usize,
     ) -> Option<BTreeSet<PackId>> {
         let mut todo: Vec<PackId> = packs.iter().copied().collect();
-        let mut all = packs;
+        let (mut met, mut all) = (packs.clone(), packs);
         while let Some(pack) = todo.pop() {
-            for replaced in self.replaced_by(&pack) {
-                if all.insert(*replaced) {
-                    todo.push(*replaced);
+            let said = self.all.get(&pack);
+            // Nobody misses what nobody holds, if all is held that it replaces.
+            let retired = said.into_iter().flat_map(|pack| &pack.retired);
+            all.extend(retired.flat_map(|one| &one.replacements).copied());
+            // How it stands with a pack hangs on its shards, and with these on it.
+            let coded = said.into_iter().flat_map(|pack| &pack.coded);
+            let shards = coded.flat_map(|code| ids(&code.coded));
+            let of = self.shards.range((pack, PackId::default())..);
+            let of = of.take_while(|(shard, _)| *shard == pack);
+            let of = of.map(|(_, of)| *of);
+            for concerned in self.replaced_by(&pack).copied().chain(shards).chain(of) {
+                if met.insert(concerned) {
+                    all.insert(concerned);
+                    todo.push(concerned);
                 }
-                if all.len() > most {
-                    return None;
-                }
+            }
+            if all.len() > most {
+                return None;
             }
         }
         Some(all)
@@ -181,14 +306,25 @@ impl Packs {
         born.min().map(|(_, _, author)| *author)
     }
 
-    /// All that anything was said of, from one on.
+    /// All that anything was said of, and shards, from one on.
     pub fn from(&self, first: PackId) -> impl Iterator<Item = PackId> {
-        self.all.range(first..).map(|(id, _)| *id)
+        let mut packs = self.all.range(first..).map(|(id, _)| *id).peekable();
+        let shards = self.shards.range((first, PackId::default())..);
+        let mut shards = shards.map(|(shard, _)| *shard).peekable();
+        std::iter::from_fn(move || {
+            let next = match (packs.peek(), shards.peek()) {
+                (Some(pack), Some(shard)) => *pack.min(shard),
+                (Some(one), None) | (None, Some(one)) => *one,
+                (None, None) => return None,
+            };
+            while packs.next_if_eq(&next).is_some() || shards.next_if_eq(&next).is_some() {}
+            Some(next)
+        })
     }
 
-    /// How many there are of which anything was said.
+    /// How many there are at most, shards included, of which anything was said.
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.all.len() + self.shards.len()
     }
 
     /// Whether nothing was said of any.

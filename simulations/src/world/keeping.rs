@@ -5,15 +5,17 @@
 use std::collections::BTreeMap;
 
 use kith_core::device::{Command, Input};
-use kith_core::keeper::{Pull, Pulled};
+use kith_core::keeper::{Pull, Pulled, Way};
 use kith_core::probing::{Probe, Probed};
 use kith_core::promises::{GaveUp, GiveUp, Vouch, Wish};
+use kith_core::shards::{self, MakeError};
 use kith_core::{upkeep, vouch};
 use kith_crdt::catalogue::{Born, HolderRecord, Leaving, LeavingRecord};
-use kith_object::id::{Cid, PackId};
+use kith_object::coding::Coding;
+use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::object::ObjectReader;
 use kith_object::seal::Opener;
-use kith_object::store::{self, AdoptError, Keep, StoreError};
+use kith_object::store::{self, Keep};
 use kith_object::time::Span;
 use kith_protocol::promise::{Promised, Refused};
 
@@ -70,6 +72,17 @@ pub(super) struct Moving {
     pub(super) connection: u64,
     pub(super) pack: PackId,
     pub(super) bytes: u64,
+}
+
+/// A pack that is being made of shards.
+#[derive(Debug)]
+pub(super) struct Making {
+    pub(super) device: usize,
+    pack: PackId,
+    at: Option<usize>,
+    coding: Coding,
+    /// Which, and from whom by which connection; none of those that are here.
+    from: Vec<(usize, Option<(usize, u64)>)>,
 }
 
 impl World {
@@ -197,10 +210,20 @@ impl World {
         self.later((0, 0), device, Input::Kept { added, removed });
     }
 
-    /// A pack is fetched, from the first that has it.
+    /// A pack is fetched, from the first that has it, or made of what is here.
     pub(super) fn pull(&mut self, device: usize, pull: &Pull) {
         let pack = pull.pack;
-        let sources = pull.sources.iter().filter_map(|id| self.by_id.get(id));
+        let sources = match &pull.way {
+            Way::Whole(sources) => sources,
+            Way::Cut(shard) => {
+                let cut = |storage: &Storage| shards::cut(&storage.store, &shard.coding, shard.at);
+                return self.make(device, pack, cut);
+            }
+            Way::Restored { at, coding, from } => {
+                return self.gather(device, pack, (*at, coding), from);
+            }
+        };
+        let sources = sources.iter().filter_map(|id| self.by_id.get(id));
         let mut sources = sources.copied().filter_map(|source| {
             let connection = self.links.get(source, device)?.number;
             let info = self.storage(source)?.store.pack_info(&pack).ok()??;
@@ -227,6 +250,100 @@ impl World {
         self.push(at, Event::Moved { life, moving });
     }
 
+    /// A pack is to be made of shards: those that are not here are fetched, each from the first that has it.
+    fn gather(
+        &mut self,
+        device: usize,
+        pack: PackId,
+        (at, coding): (Option<usize>, &Coding),
+        from: &[(usize, Vec<DeviceId>)],
+    ) {
+        let mut making = Making {
+            device,
+            pack,
+            at,
+            coding: coding.clone(),
+            from: Vec::new(),
+        };
+        let mut comes = self.now;
+        for (place, sources) in from {
+            let id = coding.ids().nth(*place).unwrap_or_default();
+            let sources = sources.iter().filter_map(|id| self.by_id.get(id).copied());
+            let found = sources.filter_map(|source| {
+                let connection = self.links.get(source, device)?.number;
+                self.storage(source)?.store.pack_info(&id).ok()??;
+                Some((source, connection))
+            });
+            let source = found.min();
+            if let Some((source, _)) = source {
+                let (way, len) = (self.way(source, device), coding.len(*place));
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                let sent = self
+                    .network
+                    .send(self.now, way, len, Purpose::Blocks, &mut self.rng);
+                comes = comes.max(sent.1);
+            }
+            making.from.push((*place, source));
+        }
+        let life = self.life(device);
+        self.push(comes, Event::Made { life, making });
+    }
+
+    /// The shards have come, as far as their connections still stand.
+    pub(super) fn made(&mut self, making: &Making) {
+        let Making {
+            device,
+            pack,
+            at,
+            ref coding,
+            ref from,
+        } = *making;
+        let mut files = BTreeMap::new();
+        for (place, source) in from {
+            let of = match source {
+                Some((source, connection)) => {
+                    let link = self.links.get(*source, device);
+                    let is_up = link.is_some_and(|link| link.number == *connection);
+                    is_up
+                        .then_some(*source)
+                        .filter(|of| self.reach(*of, device))
+                }
+                None => Some(device),
+            };
+            let storage = of.and_then(|of| self.storage(of));
+            let file = storage.and_then(|of| shards::read_some(&of.store, coding, [*place]).ok());
+            files.extend(file.unwrap_or_default());
+        }
+        self.make(device, pack, |here| {
+            shards::restore(&here.store, coding, at, &files)
+        });
+    }
+
+    /// A pack is made of what is here.
+    fn make(
+        &mut self,
+        device: usize,
+        pack: PackId,
+        make: impl FnOnce(&Storage) -> Result<(), MakeError>,
+    ) {
+        let made = self.storage(device).map(make);
+        let how = made.map_or(Pulled::Failed, |made| came(&made));
+        self.has_come(device, pack, how, &format!("makes {pack}"));
+    }
+
+    /// A pack was to come: if it did, it is said to be held, and its blocks are there for whoever waits for them.
+    fn has_come(&mut self, device: usize, pack: PackId, how: Pulled, note: &str) {
+        if how == Pulled::Came {
+            self.trace.note(self.now, device, format_args!("{note}"));
+            self.keeps(device, vec![pack], Vec::new());
+            let blocks = self.storage(device).map(|of| of.store.pack_blocks(&pack));
+            let blocks = blocks.and_then(Result::ok).unwrap_or_default();
+            let cids: Vec<Cid> = blocks.iter().map(|block| block.cid).collect();
+            self.later((0, 0), device, Input::Stored(cids));
+        }
+        self.later((0, 0), device, Input::Pulled { pack, how });
+    }
+
     /// A pack has come, if the connection still stands and it is what it should be.
     pub(super) fn moved(&mut self, moving: &Moving) {
         let Moving {
@@ -243,19 +360,10 @@ impl World {
             storage.store.read_pack(&pack, 0, len).ok()?
         });
         let how = match (whole, self.storage(to)) {
-            (Some(whole), Some(storage)) => take(storage, &pack, &whole),
+            (Some(whole), Some(storage)) => came(&shards::take_in(&storage.store, &pack, &whole)),
             _ => Pulled::Failed,
         };
-        if how == Pulled::Came {
-            self.trace
-                .note(self.now, to, format_args!("holds {pack} from d{from}"));
-            self.keeps(to, vec![pack], Vec::new());
-            let blocks = self.storage(to).map(|of| of.store.pack_blocks(&pack));
-            let blocks = blocks.and_then(Result::ok).unwrap_or_default();
-            let cids: Vec<Cid> = blocks.iter().map(|block| block.cid).collect();
-            self.later((0, 0), to, Input::Stored(cids));
-        }
-        self.later((0, 0), to, Input::Pulled { pack, how });
+        self.has_come(to, pack, how, &format!("holds {pack} from d{from}"));
     }
 
     /// A device promises to keep a pack, and proves that it has it.
@@ -528,36 +636,11 @@ impl World {
     }
 }
 
-/// Takes in a pack that came.
-fn take(storage: &Storage, pack: &PackId, whole: &[u8]) -> Pulled {
-    let store = &storage.store;
-    let failed = |error: &StoreError| match error.is_full() {
-        true => Pulled::NoRoom,
-        false => Pulled::Failed,
-    };
-    let part = match store.part(*pack, whole.len() as u64, Keep::Kept) {
-        Ok(part) => part,
-        Err(error) => return failed(&error),
-    };
-    if let Some(mut part) = part {
-        // What came of an earlier try.
-        let have = usize::try_from(part.len_bytes()).unwrap_or(0);
-        let rest = whole.get(have..).unwrap_or_default();
-        if let Err(error) = store.append(&mut part, rest) {
-            return failed(&error);
-        }
-        match store.adopt(part) {
-            Ok(_) => {}
-            Err(AdoptError::Store(error)) => return failed(&error),
-            Err(_) => return Pulled::Failed,
-        }
-    }
-    let here = store.pack_info(pack).ok().flatten().is_some();
-    if here && store.keep_of(pack) == Keep::Cached && store.keep(pack).is_err() {
-        return Pulled::Failed;
-    }
-    match here {
-        true => Pulled::Came,
-        false => Pulled::Failed,
+/// What became of taking a pack in.
+fn came(taken: &Result<(), MakeError>) -> Pulled {
+    match taken {
+        Ok(()) => Pulled::Came,
+        Err(error) if error.is_full() => Pulled::NoRoom,
+        Err(_) => Pulled::Failed,
     }
 }

@@ -79,10 +79,10 @@ impl Device {
         !born.found || self.is_unsaid(&born.pack)
     }
 
-    /// Whether nothing that counts says of a pack that it came to be.
+    /// Whether nothing that counts says of a pack that it came to be, or is a shard.
     fn is_unsaid(&self, pack: &PackId) -> bool {
         let (packs, own) = (self.upkeep.packs(), self.upkeep.retirements());
-        packs.author(pack).is_none() && !own.is_born(pack)
+        packs.author(pack).is_none() && !packs.is_shard(pack) && !own.is_born(pack)
     }
 
     /// Of packs that lie here to stay those that the catalogue is to be told of: whoever said that they came to be was removed, and that does not count any more.
@@ -106,7 +106,8 @@ impl Device {
     pub fn is_others_to_collect(&self, pack: &PackId) -> bool {
         let access = self.replica.access();
         let Some(author) = self.upkeep.packs().author(pack) else {
-            return false;
+            // What lies in a shard is the business of whoever collects the pack.
+            return self.upkeep.packs().is_shard(pack);
         };
         let is_there = |device: &DeviceId| {
             access.is_member(device) && !self.keeper.uncounted().contains(device)
@@ -206,8 +207,8 @@ impl Device {
     pub(super) fn keep(&mut self) {
         let seen = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         for pull in self.keeper.work(self.now, seen) {
-            for source in &pull.sources {
-                self.is_of_use(*source);
+            for source in pull.sources() {
+                self.is_of_use(source);
             }
             self.effects.push_back(Effect::Pull(pull));
         }

@@ -453,7 +453,8 @@ impl Mesh {
         }
         for pull in fetching {
             // From any of them, as long as one has it.
-            let sources = pull.sources.iter().map(|id| self.place(id));
+            let sources = pull.sources();
+            let sources = sources.iter().map(|id| self.place(id));
             let sources: Vec<usize> = sources.collect();
             let has = |source: &&usize| self.devices[**source].disk.contains(&pull.pack);
             let source = *sources.iter().find(has).unwrap_or(&sources[0]);
