@@ -22,7 +22,7 @@ use kith_crdt::names::{Change, TreePath};
 use kith_crdt::replica::Resealed;
 use kith_object::id::{Cid, DeviceId, EntryId, PackId, SpaceId};
 use kith_object::key::{DeviceKeys, Rng, Secret};
-use kith_object::store::Born;
+use kith_object::store::{Born, Keep};
 use kith_object::time::{Span, Time};
 
 pub use self::acts::Act;
@@ -190,6 +190,18 @@ impl Slot {
     /// Whether it is held to the rules, and owed what they promise.
     fn is_honest(&self) -> bool {
         self.malice.is_none() && !self.expelled && !self.is_lost
+    }
+
+    /// Whether a pack lies there to stay, as far as its disk goes.
+    fn keeps(&self, pack: &PackId) -> bool {
+        match &self.running {
+            Some(running) => {
+                let store = &running.storage.store;
+                let known = store.pack_info(pack).ok().flatten().is_some();
+                known && store.keep_of(pack) == Keep::Kept
+            }
+            None => !self.is_lost && self.disks.holds(pack),
+        }
     }
 
     /// Whether it has to be started again before it takes anything more.

@@ -683,7 +683,7 @@ impl Device {
             } => self.vouched(peer, nonce, outcome),
             Input::Probed { device, pack, how } => self.probed(device, pack, how),
             Input::Listed { pack, digests } => self.listed(pack, digests),
-            Input::GaveUp { pack, how } => self.promises.gave_up(self.now, pack, how),
+            Input::GaveUp { pack, how } => self.gave_up(pack, how),
             Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
             Input::Offered { key, record } => {
                 let known = AddressRecord::decode(&record).is_ok_and(|said| {

@@ -10,6 +10,7 @@ pub use coded::{Shard, Way};
 
 use kith_crdt::access::Access;
 use kith_crdt::catalogue::Leaving;
+use kith_object::coding::Coding;
 use kith_object::id::{DeviceId, PackId};
 use kith_object::time::{Span, Time};
 use kith_protocol::holdings::{HoldingTag, Holdings};
@@ -168,8 +169,21 @@ pub(crate) enum Surplus {
         /// Whether it should not lie here at all.
         at_once: bool,
     },
+    /// Of one that has shards.
+    Coded(ShardsKept),
     /// Of one that was replaced.
     Replaced(Vec<KeptBy>),
+    /// Parity of what nobody holds any more.
+    Spent,
+}
+
+/// The shards of a pack, and who should keep those that do not lie here, and says that it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardsKept {
+    /// All of them.
+    pub coding: Coding,
+    /// Those that lie elsewhere, each with one device, no two with the same.
+    pub kept: Vec<KeptBy>,
 }
 
 /// A pack and all who should keep it, and say that they do.
@@ -186,7 +200,10 @@ impl Surplus {
     pub(crate) fn kept_by(&self) -> BTreeSet<DeviceId> {
         match self {
             Self::Kept { by, .. } => by.iter().copied().collect(),
-            Self::Replaced(by) => by.iter().flat_map(|kept| &kept.devices).copied().collect(),
+            Self::Coded(ShardsKept { kept: by, .. }) | Self::Replaced(by) => {
+                by.iter().flat_map(|kept| &kept.devices).copied().collect()
+            }
+            Self::Spent => BTreeSet::new(),
         }
     }
 }
@@ -475,12 +492,19 @@ impl Keeper {
         if !own.contains(HoldingTag::from(*pack)) {
             return None;
         }
-        if view.packs.live(pack, view.access).is_none() {
-            return self.replaced(pack, view).map(Surplus::Replaced);
+        let shard = view.packs.shard_of(pack, view.access);
+        let is_live = view.packs.live(pack, view.access).is_some();
+        if !is_live || shard.is_some_and(|shard| !shard.is_latest) {
+            if self.needed(pack, view).is_some() {
+                return None;
+            }
+            return match view.packs.parity_of(pack) {
+                Some(_) => Some(Surplus::Spent),
+                None => self.replaced(pack, view).map(Surplus::Replaced),
+            };
         }
-        // A pack that has shards stays as long as it is not proved that others have all of them.
-        if view.packs.coded(pack, view.access).is_some() {
-            return None;
+        if let Some(coded) = view.packs.coded(pack, view.access) {
+            return self.shards_kept(coded, view).map(Surplus::Coded);
         }
         let by = self.kept_elsewhere(pack, view)?;
         let me = self.givers.get(&self.me)?;
@@ -521,20 +545,31 @@ impl Keeper {
 
     /// Who keeps all that a pack was replaced by, if there is enough of it, and something of it does not lie here.
     fn replaced(&self, pack: &PackId, view: View<'_>) -> Option<Vec<KeptBy>> {
-        let replacements = view.packs.replaced_whole(pack, view.access)?;
-        if self.needed(pack, view).is_some() {
-            return None;
-        }
         let own = view.holdings.of(&self.me)?;
         let mut kept = BTreeMap::new();
         let mut looks = REPLACED_MAX;
-        let mut todo: Vec<(PackId, usize)> = replacements.iter().map(|of| (*of, 0)).collect();
+        let replacements = |pack: &PackId| -> Option<Vec<PackId>> {
+            let earlier = view.packs.shard_of(pack, view.access);
+            let earlier = earlier.filter(|shard| !shard.is_latest);
+            let of = earlier.map(|shard| shard.coded.coding.pack);
+            let whole = of.or(Some(*pack).filter(|pack| self.is_in_shards(pack, view)));
+            if let Some(whole) = whole {
+                return Some(match view.packs.coded(&whole, view.access) {
+                    Some(coded) => coded.coding.data.iter().map(|shard| shard.id).collect(),
+                    None => vec![whole],
+                });
+            }
+            Some(view.packs.replaced_whole(pack, view.access)?.to_vec())
+        };
+        let mut todo: Vec<(PackId, usize)> =
+            replacements(pack)?.into_iter().map(|of| (of, 0)).collect();
         while let Some((pack, deep)) = todo.pop() {
             looks = looks.checked_sub(1)?;
-            if view.packs.live(&pack, view.access).is_none() {
-                let further = view.packs.replaced_whole(&pack, view.access)?;
+            let is_live = view.packs.live(&pack, view.access).is_some();
+            if !is_live || self.is_in_shards(&pack, view) {
+                let further = replacements(&pack)?;
                 let deep = Some(deep + 1).filter(|deep| *deep <= REPLACED_DEEP)?;
-                todo.extend(further.iter().map(|of| (*of, deep)));
+                todo.extend(further.into_iter().map(|of| (of, deep)));
             } else if self.placed(&pack, view).contains(&self.me) {
                 // What comes here in time says all.
                 own.contains(HoldingTag::from(pack)).then_some(())?;
@@ -823,9 +858,24 @@ impl Keeper {
             if shard.is_latest {
                 return Some((bytes, 0));
             }
-            // It stays until there is all of the latest, and is not fetched any more.
-            let latest = view.packs.coded(&shard.coded.coding.pack, view.access)?;
-            return (!self.lie(latest, view).is_whole()).then_some((bytes, usize::MAX));
+            // It stays until there is enough without it, and parity longer; it is not fetched any more.
+            let coding = &shard.coded.coding;
+            let is_enough = match view.packs.coded(&coding.pack, view.access) {
+                Some(latest) => self.lie(latest, view).is_whole(),
+                None => {
+                    let held: Vec<DeviceId> = self.holders(&coding.pack, view).collect();
+                    self.counted(&held) >= self.copies()
+                }
+            };
+            let is_parity = shard.at >= coding.data.len();
+            let stays = !is_enough || is_parity && self.is_left(coding, view);
+            return stays.then_some((bytes, usize::MAX));
+        }
+        // Parity goes last, once there is nothing that it might restore.
+        if stands != Stands::Live
+            && let Some(coding) = view.packs.parity_of(pack)
+        {
+            return self.is_left(coding, view).then_some((bytes, usize::MAX));
         }
         if let Some(coded) = view.packs.coded(pack, view.access) {
             let worth = self.lie(coded, view).worth();
@@ -877,8 +927,10 @@ impl Keeper {
                 0
             };
             let held: Vec<DeviceId> = self.holders(replacement, view).collect();
-            let copies = self.counted(&held).saturating_add(further);
-            least = least.min(copies);
+            let coded = view.packs.coded(replacement, view.access);
+            let worth = coded.map_or(0, |coded| self.lie(coded, view).worth());
+            let copies = self.counted(&held) + worth;
+            least = least.min(copies.saturating_add(further));
         }
         least
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Access;
 use kith_crdt::catalogue::{CatalogueRecord, Coded};
+use kith_object::coding::Coding;
 use kith_object::id::{DeviceId, EntryId, PackId};
 use kith_object::pack::{Class, PACK_BYTES_MAX};
 use kith_object::time::Hlc;
@@ -49,12 +50,17 @@ impl Pack {
         Some(standing)
     }
 
-    /// The latest that was said of its shards, if it is to be kept. Whoever said it may be gone, and the pack may have come to be again since: what its shards are never changes.
-    fn code(&self, access: &Access) -> Option<&Coded> {
-        let latest = self
-            .coded
+    /// What was said of its shards since it came to be last: to say that anew takes it back. Whoever said it may be gone: what the shards of a pack are never changes.
+    fn codes(&self) -> impl Iterator<Item = &Code> {
+        let born = self.born.iter().map(|(hlc, _, _)| *hlc).max();
+        self.coded
             .iter()
-            .max_by_key(|code| (code.hlc, code.entry))?;
+            .filter(move |code| born.is_some_and(|born| code.hlc >= born))
+    }
+
+    /// The latest of that, if the pack is to be kept.
+    fn code(&self, access: &Access) -> Option<&Coded> {
+        let latest = self.codes().max_by_key(|code| (code.hlc, code.entry))?;
         self.standing(access)?.is_none().then_some(&latest.coded)
     }
 }
@@ -66,7 +72,7 @@ pub struct ShardOf<'a> {
     pub coded: &'a Coded,
     /// Which shard it is.
     pub at: usize,
-    /// Whether that is the latest code of the pack; the shards of an earlier one go once there is all of it.
+    /// Whether that is the latest code of the pack, and was not taken back; the shards of others go once there is enough without them.
     pub is_latest: bool,
 }
 
@@ -196,17 +202,16 @@ impl Packs {
         {
             return Some((standing, pack.bytes));
         }
-        let (pack, code, at) = self.shard(id, access)?;
+        let (pack, code, at) = self.shard(id)?;
         Some((pack.standing(access)?, code.coding.len(at)))
     }
 
     /// Of what a pack that did not come to be by itself is a shard: the pack, its code, and which of its shards. Of several the first by name of the pack, and of its codes the latest that has it.
-    fn shard(&self, id: &PackId, access: &Access) -> Option<(&Pack, &Coded, usize)> {
+    fn shard(&self, id: &PackId) -> Option<(&Pack, &Coded, usize)> {
         let of = self.shards.range((*id, PackId::default())..);
         let of = of.take_while(|(shard, _)| shard == id);
         of.filter_map(|(_, of)| {
             let pack = self.all.get(of)?;
-            pack.standing(access)?;
             let codes = pack.coded.iter().filter_map(|code| {
                 let at = code.coded.coding.ids().position(|shard| shard == *id)?;
                 Some((code.hlc, code.entry, &code.coded, at))
@@ -217,7 +222,7 @@ impl Packs {
         .next()
     }
 
-    /// The shards that a pack is to have: the latest that was said of them, if it is to be kept.
+    /// The shards that a pack is to have: the latest that was said of them since it came to be last, if it is to be kept.
     pub fn coded(&self, id: &PackId, access: &Access) -> Option<&Coded> {
         self.all.get(id)?.code(access)
     }
@@ -228,14 +233,21 @@ impl Packs {
         if self.all.get(id).is_some_and(is_born) {
             return None;
         }
-        let (pack, coded, at) = self.shard(id, access)?;
-        let latest = pack.code(access)?;
-        let is_latest = latest.coding.ids().nth(at) == Some(*id);
+        let (pack, coded, at) = self.shard(id)?;
+        pack.standing(access)?.is_none().then_some(())?;
+        let latest = pack.code(access);
+        let latest = latest.filter(|latest| latest.coding.ids().nth(at) == Some(*id));
         Some(ShardOf {
-            coded: if is_latest { latest } else { coded },
+            coded: latest.unwrap_or(coded),
             at,
-            is_latest,
+            is_latest: latest.is_some(),
         })
+    }
+
+    /// Of what a pack is parity, whether that is to be kept or not.
+    pub fn parity_of(&self, id: &PackId) -> Option<&Coding> {
+        let (_, coded, at) = self.shard(id)?;
+        (at >= coded.coding.data.len()).then_some(&coded.coding)
     }
 
     /// Whether anybody has called a pack a shard of another one.
@@ -294,10 +306,11 @@ impl Packs {
         Some(all)
     }
 
-    /// Whether anybody has retired a pack.
+    /// Whether anybody has retired a pack, or that of which it is a shard.
     pub fn is_retired(&self, id: &PackId) -> bool {
-        let pack = self.all.get(id);
-        pack.is_some_and(|pack| !pack.retired.is_empty())
+        let is_retired = |pack: &Pack| !pack.retired.is_empty();
+        self.all.get(id).is_some_and(is_retired)
+            || self.shard(id).is_some_and(|(pack, _, _)| is_retired(pack))
     }
 
     /// Who said first that a pack came to be.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use kith_object::id::{DeviceId, PackId};
+use kith_object::index::PackInfo;
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 use kith_protocol::holdings::HoldingTag;
@@ -15,7 +16,7 @@ use kith_protocol::promise::{
     USED_FOR, rank,
 };
 
-use crate::keeper::{Keeper, KeptBy, Surplus, View};
+use crate::keeper::{Keeper, KeptBy, ShardsKept, Surplus, View};
 
 /// Packs that are being given up at a time.
 const ATTEMPTS_MAX: usize = 4;
@@ -86,8 +87,12 @@ pub enum Giving {
     Slowly,
     /// It goes at once.
     AtOnce,
+    /// It has shards, and goes if these are those that others have; it stays until room is needed.
+    Coded(ShardsKept),
     /// It was replaced, and goes if all its blocks lie in what replaces it.
     Replaced(Replaced),
+    /// It is parity of what nobody holds any more, and goes at once.
+    Spent,
 }
 
 /// What others have of a pack that was replaced.
@@ -110,6 +115,8 @@ pub enum GaveUp {
     Stays,
     /// These devices do not have it.
     False(Vec<DeviceId>),
+    /// It has other shards than were named; what the store knows of it.
+    Misnamed(PackInfo),
 }
 
 /// What to do.
@@ -144,6 +151,10 @@ struct Asked {
 #[derive(Debug, Clone)]
 enum Of {
     Pack,
+    /// Each has another one.
+    Shards,
+    /// Nobody is asked.
+    Nothing,
     /// Which blocks is not known yet.
     Listing,
     Blocks(Arc<[Digest]>),
@@ -155,7 +166,7 @@ struct Attempt {
     began: Time,
     of: Of,
     asked: BTreeMap<DeviceId, Asked>,
-    /// Who keeps what replaces it, once that is decided.
+    /// Who keeps its shards, or what replaces it, once that is decided.
     kept: Vec<KeptBy>,
     /// It is no more promised to anybody.
     is_decided: bool,
@@ -329,7 +340,7 @@ impl Promises {
                 }
             }
             Message::Promise { nonce, proof } => {
-                if let Some((_, Of::Pack, asked)) = self.answers(peer, nonce) {
+                if let Some((_, Of::Pack | Of::Shards, asked)) = self.answers(peer, nonce) {
                     asked.answer = Some((proof, Bits::default()));
                 }
             }
@@ -344,12 +355,25 @@ impl Promises {
                 let Some((pack, of, _)) = self.answers(peer, nonce) else {
                     return;
                 };
-                if why.is_false() && matches!(of, Of::Pack) {
-                    self.actions.push_back(Action::Disprove(pack, peer));
-                }
+                let disproved = match of {
+                    Of::Pack => vec![pack],
+                    Of::Shards => self.kept_by(&pack, &peer),
+                    Of::Listing | Of::Blocks(_) | Of::Nothing => Vec::new(),
+                };
+                let disproved = disproved.into_iter().filter(|_| why.is_false());
+                let disproved = disproved.map(|pack| Action::Disprove(pack, peer));
+                self.actions.extend(disproved);
                 self.is_over(now, pack);
             }
         }
+    }
+
+    /// What a device keeps, so that a pack may go.
+    fn kept_by(&self, pack: &PackId, device: &DeviceId) -> Vec<PackId> {
+        let attempt = self.attempts.get(pack).into_iter();
+        let kept = attempt.flat_map(|attempt| &attempt.kept);
+        let kept = kept.filter(|of| of.devices.contains(device));
+        kept.map(|of| of.pack).collect()
     }
 
     /// What was asked with that nonce, unless it is answered or nobody waits for it.
@@ -468,13 +492,12 @@ impl Promises {
             return;
         };
         if let GaveUp::False(devices) = &how {
+            let is_whole = matches!(attempt.of, Of::Pack);
             for device in devices {
-                let said = attempt.kept.iter().filter(|of| of.devices.contains(device));
-                let said = said.map(|of| of.pack);
-                // Of one that was replaced it has not what replaces it.
-                let said: Vec<PackId> = match attempt.of {
-                    Of::Pack => vec![pack],
-                    _ => said.collect(),
+                // Of one that has shards it has not its own, and of one that was replaced not what replaces it.
+                let said = match is_whole {
+                    true => vec![pack],
+                    false => self.kept_by(&pack, device),
                 };
                 let disproved = said.into_iter().map(|pack| Action::Disprove(pack, *device));
                 self.actions.extend(disproved);
@@ -603,11 +626,16 @@ impl Promises {
             let how = match (surplus, &attempt.of) {
                 (Some(Surplus::Kept { at_once: true, .. }), Of::Pack) => Giving::AtOnce,
                 (Some(Surplus::Kept { .. }), Of::Pack) => Giving::Slowly,
+                // Each was asked for the shard that it had then.
+                (Some(Surplus::Coded(shards)), Of::Shards) if shards.kept == attempt.kept => {
+                    Giving::Coded(shards)
+                }
                 (Some(Surplus::Replaced(kept)), Of::Blocks(digests)) => {
                     attempt.kept.clone_from(&kept);
                     let digests = Arc::clone(digests);
                     Giving::Replaced(Replaced { digests, has, kept })
                 }
+                (Some(Surplus::Spent), Of::Nothing) => Giving::Spent,
                 // It was replaced meanwhile, or is to be kept again.
                 _ => {
                     self.is_over(now, pack);
@@ -645,27 +673,36 @@ impl Promises {
             return;
         }
         let mut asked = BTreeMap::new();
-        let of = match surplus {
+        let mut ask = |device: DeviceId, pack: PackId| {
+            let nonce = self.rng.bytes();
+            let ask = Message::Ask { nonce, pack };
+            self.actions.push_back(Action::Send(device, ask));
+            let answer = None;
+            asked.insert(device, Asked { nonce, answer });
+        };
+        let (of, kept) = match surplus {
             Surplus::Kept { by, .. } => {
-                for device in by {
-                    let nonce = self.rng.bytes();
-                    let ask = Message::Ask { nonce, pack };
-                    self.actions.push_back(Action::Send(device, ask));
-                    let answer = None;
-                    asked.insert(device, Asked { nonce, answer });
+                by.into_iter().for_each(|device| ask(device, pack));
+                (Of::Pack, Vec::new())
+            }
+            Surplus::Coded(ShardsKept { kept, .. }) => {
+                for shard in &kept {
+                    let devices = shard.devices.iter();
+                    devices.for_each(|device| ask(*device, shard.pack));
                 }
-                Of::Pack
+                (Of::Shards, kept)
             }
             Surplus::Replaced(_) => {
                 self.actions.push_back(Action::List(pack));
-                Of::Listing
+                (Of::Listing, Vec::new())
             }
+            Surplus::Spent => (Of::Nothing, Vec::new()),
         };
         let attempt = Attempt {
             began: now,
             of,
             asked,
-            kept: Vec::new(),
+            kept,
             is_decided: false,
         };
         self.attempts.insert(pack, attempt);

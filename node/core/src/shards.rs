@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kith_object::coding::{self, Coding, CodingError};
+use kith_object::coding::{self, Coding, CodingError, Shard};
 use kith_object::disk::Disk;
 use kith_object::id::PackId;
 use kith_object::index::Index;
@@ -80,19 +80,36 @@ pub fn take_in<D: Disk, I: Index>(
     Ok(())
 }
 
+/// Makes all shards of a pack that lies here.
+///
+/// # Errors
+/// [`MakeError`]; it is misnamed if any of them is called otherwise, or there are none.
+pub fn all_of<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    coding: &Coding,
+) -> Result<Vec<Shard>, MakeError> {
+    let pack = read(store, &coding.pack)?;
+    match coding::code(&pack, coding.data.len(), coding.parity.len()) {
+        Ok((own, shards)) if own == *coding => Ok(shards),
+        Ok(_) | Err(CodingError::Kept(_) | CodingError::Erasure(_)) => {
+            Err(MakeError::Misnamed(coding.pack))
+        }
+        // It is damaged.
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Makes a shard of a pack that lies here, and keeps it.
 ///
 /// # Errors
-/// [`MakeError`]; it is misnamed if any shard of the pack is called otherwise.
+/// As [`all_of`], and those of writing it.
 pub fn cut<D: Disk, I: Index>(
     store: &Store<D, I>,
     coding: &Coding,
     at: usize,
 ) -> Result<(), MakeError> {
-    let pack = read(store, &coding.pack)?;
-    let (own, shards) = coding::code(&pack, coding.data.len(), coding.parity.len())?;
-    let shard = shards.get(at).filter(|_| own == *coding);
-    let shard = shard.ok_or(MakeError::Misnamed(coding.pack))?;
+    let shards = all_of(store, coding)?;
+    let shard = shards.get(at).ok_or(CodingError::Shard(at))?;
     take_in(store, &shard.id, &shard.bytes)
 }
 

@@ -6,15 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use kith_object::disk::Disk;
 use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::index::Index;
+use kith_object::pack::Class;
 use kith_object::store::{Keep, Store, StoreError};
 use kith_protocol::promise::{
     BLOCKS_MAX, Bits, BlocksProver, Challenge, Digest, Proof, Prover, Refused,
 };
 
+use crate::keeper::ShardsKept;
 use crate::promises::{GaveUp, GiveUp, Giving, PACKS_MAX, Replaced, Vouch, Vouched, Wish};
+use crate::shards::{self, MakeError};
 
 /// Read of a pack at a time.
 const STEP_BYTES: usize = 256 << 10;
@@ -108,9 +112,22 @@ pub fn give_up<D: Disk, I: Index>(
     if let Giving::Replaced(replaced) = &give_up.how {
         return drop_replaced(store, give_up, replaced, is_needed);
     }
+    if give_up.how == Giving::Spent {
+        return drop_spent(store, &pack);
+    }
     let challenges = give_up.proofs.iter().map(|(challenge, _)| *challenge);
+    let expected = match &give_up.how {
+        Giving::Coded(shards) => match prove_shards(store, shards, challenges) {
+            Err(MakeError::Misnamed(_)) => {
+                let info = store.pack_info(&pack)?;
+                return Ok(info.map_or(GaveUp::Stays, GaveUp::Misnamed));
+            }
+            expected => expected.ok(),
+        },
+        _ => prove(store, &pack, challenges).ok(),
+    };
     // A damaged copy tells nothing of the others: scrub deals with it, and they have it whole.
-    let Ok(expected) = prove(store, &pack, challenges) else {
+    let Some(expected) = expected else {
         return Ok(GaveUp::Stays);
     };
     let compared = give_up.proofs.iter().zip(expected);
@@ -129,6 +146,16 @@ pub fn give_up<D: Disk, I: Index>(
     if give_up.how == Giving::AtOnce {
         store.evict(&pack)?;
     }
+    Ok(GaveUp::Gone)
+}
+
+/// Drops parity of what nobody holds any more.
+fn drop_spent<D: Disk, I: Index>(store: &Store<D, I>, pack: &PackId) -> Result<GaveUp, StoreError> {
+    let info = store.pack_info(pack)?;
+    if info.is_none_or(|info| info.class != Class::Parity) || !store.let_go(pack)? {
+        return Ok(GaveUp::Stays);
+    }
+    store.evict(pack)?;
     Ok(GaveUp::Gone)
 }
 
@@ -185,6 +212,35 @@ fn drop_replaced<D: Disk, I: Index>(
     Ok(dropped.map_or(GaveUp::Stays, |_| GaveUp::Gone))
 }
 
+/// Makes the shards of a pack that lies here, and of them the proofs that those should have given who keep one; whoever is to keep none proves nothing. What of them nobody else keeps has to be here.
+fn prove_shards<D: Disk, I: Index>(
+    store: &Store<D, I>,
+    of: &ShardsKept,
+    challenges: impl Iterator<Item = Challenge>,
+) -> Result<Vec<Proof>, MakeError> {
+    let mut left: BTreeMap<PackId, Bytes> = shards::all_of(store, &of.coding)?
+        .into_iter()
+        .map(|shard| (shard.id, shard.bytes))
+        .collect();
+    let mut proofs = Vec::new();
+    for challenge in challenges {
+        let kept = of
+            .kept
+            .iter()
+            .find(|kept| kept.devices == [challenge.holder]);
+        let id = kept.map_or(of.coding.pack, |kept| kept.pack);
+        let shard = left.remove(&id).ok_or(MakeError::Lacking(id))?;
+        let mut prover = Prover::new([challenge]);
+        prover.update(&shard);
+        let made = prover.finish(&id).ok_or(MakeError::Misnamed(id))?;
+        proofs.extend(made);
+    }
+    match left.keys().find(|id| !is_here(store, id)) {
+        Some(lacking) => Err(MakeError::Lacking(*lacking)),
+        None => Ok(proofs),
+    }
+}
+
 fn is_here<D: Disk, I: Index>(store: &Store<D, I>, pack: &PackId) -> bool {
     let known = store.pack_info(pack);
     known.is_ok_and(|info| info.is_some()) && store.keep_of(pack) == Keep::Kept
@@ -215,10 +271,10 @@ fn prove<D: Disk, I: Index>(
 mod tests {
     use std::sync::Arc;
 
+    use kith_object::coding::Coding;
     use kith_object::disk::SimDisk;
     use kith_object::id::{DeviceId, SpaceId};
     use kith_object::index::MemIndex;
-    use kith_object::pack::Class;
     use kith_object::store::{StoreConfig, Verified};
     use kith_object::time::Time;
 
@@ -556,6 +612,147 @@ mod tests {
                     "write {after}"
                 );
             }
+        }
+    }
+
+    /// A pack coded 4+2: its holder, who holds the first shard, and the other five with one each.
+    fn coded() -> (SimDisk, SimStore, Vec<SimStore>, Coding) {
+        let (disk, here, pack) = store();
+        let whole = shards::read(&here, &pack).unwrap();
+        let (coding, shards) = kith_object::coding::code(&whole, 4, 2).unwrap();
+        shards::cut(&here, &coding, 0).unwrap();
+        let others = shards[1..].iter().map(|shard| {
+            let config = StoreConfig::new(SpaceId([9; 32]));
+            let (store, _) = Store::open(SimDisk::new(), Arc::default(), config).unwrap();
+            shards::take_in(&store, &shard.id, &shard.bytes).unwrap();
+            store
+        });
+        let others = others.collect();
+        (disk, here, others, coding)
+    }
+
+    /// What all of the others prove of their shards.
+    fn give_up_coded(others: &[SimStore], coding: &Coding) -> GiveUp {
+        let (mut kept, mut proofs) = (Vec::new(), Vec::new());
+        for ((id, other), n) in coding.ids().skip(1).zip(others).zip(1..) {
+            proofs.push((challenge(n), proof(other, id, n)));
+            kept.push(KeptBy {
+                pack: id,
+                devices: vec![challenge(n).holder],
+            });
+        }
+        let coding = coding.clone();
+        GiveUp {
+            pack: coding.pack,
+            proofs,
+            how: Giving::Coded(ShardsKept { coding, kept }),
+        }
+    }
+
+    #[test]
+    fn a_pack_goes_once_all_its_shards_are_proved() {
+        let nobody = |_: &Cid| false;
+        let (_, here, others, coding) = coded();
+        let pack = coding.pack;
+        let good = give_up_coded(&others, &coding);
+        let stays = |giving: &GiveUp, needed: &dyn Fn(&Cid) -> bool| {
+            let how = give_up(&here, giving, needed).unwrap();
+            assert_eq!(here.keep_of(&pack), Keep::Kept);
+            how
+        };
+        let changed = |change: &dyn Fn(&mut GiveUp, &mut ShardsKept)| {
+            let mut giving = good.clone();
+            let Giving::Coded(mut shards) = giving.how.clone() else {
+                unreachable!()
+            };
+            change(&mut giving, &mut shards);
+            giving.how = Giving::Coded(shards);
+            giving
+        };
+        // One did not prove its own, or proved that of another.
+        let less = changed(&|giving, _| giving.proofs.truncate(4));
+        assert_eq!(stays(&less, &nobody), GaveUp::Stays);
+        let wrong = changed(&|giving, _| giving.proofs[2].1 = giving.proofs[3].1);
+        let false_one = vec![challenge(3).holder];
+        assert_eq!(stays(&wrong, &nobody), GaveUp::False(false_one));
+        let none = changed(&|giving, shards| {
+            giving.proofs.clear();
+            shards.kept.clear();
+        });
+        assert_eq!(stays(&none, &nobody), GaveUp::Stays);
+        // Somebody who is to keep nothing proves nothing.
+        let stranger = changed(&|giving, _| giving.proofs[4].0.holder = DeviceId([77; 32]));
+        assert_eq!(stays(&stranger, &nobody), GaveUp::Stays);
+        // The one who said which shards there are lied.
+        let info = here.pack_info(&pack).unwrap().unwrap();
+        let lie = changed(&|_, shards| shards.coding.parity[1] = PackId([7; 32]));
+        assert_eq!(stays(&lie, &nobody), GaveUp::Misnamed(info));
+        let lie = changed(&|_, shards| shards.coding.data[3].len += 1);
+        assert_eq!(stays(&lie, &nobody), GaveUp::Misnamed(info));
+        let first = Cid::of_block(&vec![3; 20_000]);
+        assert_eq!(stays(&good, &|cid| *cid == first), GaveUp::Stays, "pinned");
+        // The shard that this device should hold itself is not here.
+        let own = coding.data[0].id;
+        assert!(here.let_go(&own).unwrap());
+        assert_eq!(stays(&good, &nobody), GaveUp::Stays);
+        here.keep(&own).unwrap();
+        assert_eq!(give_up(&here, &good, &nobody).unwrap(), GaveUp::Gone);
+        assert_eq!(here.keep_of(&pack), Keep::Cached);
+        assert_eq!(here.keep_of(&own), Keep::Kept);
+    }
+
+    #[test]
+    fn a_damaged_pack_goes_on_nobodys_proofs_of_its_shards() {
+        let (disk, here, others, coding) = coded();
+        let good = give_up_coded(&others, &coding);
+        disk.flip(&format!("{}.pack", coding.pack), 80_000);
+        let how = give_up(&here, &good, &|_| false).unwrap();
+        assert_eq!(how, GaveUp::Stays);
+        assert_eq!(here.keep_of(&coding.pack), Keep::Kept);
+    }
+
+    #[test]
+    fn parity_alone_goes_when_what_it_is_of_is_nowhere() {
+        let (_, _, others, coding) = coded();
+        let spent = |store: &SimStore, pack: PackId| {
+            let giving = GiveUp {
+                pack,
+                proofs: Vec::new(),
+                how: Giving::Spent,
+            };
+            give_up(store, &giving, &|_| false).unwrap()
+        };
+        let (data, parity) = (coding.data[3].id, coding.parity[0]);
+        assert_eq!(spent(&others[2], data), GaveUp::Stays, "it is none");
+        assert!(is_here(&others[2], &data));
+        let lease = others[3].lease_all();
+        assert_eq!(spent(&others[3], parity), GaveUp::Stays, "relied on");
+        drop(lease);
+        assert_eq!(spent(&others[3], parity), GaveUp::Gone);
+        assert_eq!(others[3].pack_info(&parity).unwrap(), None);
+        assert_eq!(spent(&others[3], parity), GaveUp::Stays);
+    }
+
+    #[test]
+    fn killed_at_any_write_shards_are_made_whole_or_not_at_all() {
+        for after in 0..16 {
+            let (disk, here, _, coding) = coded();
+            disk.fail_after(after, kith_object::disk::Fault::Die);
+            let made = shards::cut(&here, &coding, 4);
+            drop(here);
+            let mut rng = kith_object::key::Rng::from_seed([1; 32]);
+            disk.crash(kith_object::disk::Crash::Kill, &mut rng);
+            let config = StoreConfig::new(SpaceId([9; 32]));
+            let (here, _) = Store::open(disk, Arc::new(MemIndex::new()), config).unwrap();
+            for (left, _) in here.packs().unwrap() {
+                here.check_pack(&left).unwrap();
+            }
+            assert!(is_here(&here, &coding.pack) && is_here(&here, &coding.data[0].id));
+            let is_made = is_here(&here, &coding.parity[0]);
+            assert!(made.is_err() || is_made, "write {after}");
+            // It is made when it is tried again.
+            shards::cut(&here, &coding, 4).unwrap();
+            here.check_pack(&coding.parity[0]).unwrap();
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kith_core::device::{Command, Input};
 use kith_core::keeper::{Pull, Pulled, Way};
 use kith_core::probing::{Probe, Probed};
-use kith_core::promises::{GaveUp, GiveUp, Vouch, Wish};
+use kith_core::promises::{GaveUp, GiveUp, Giving, Vouch, Wish};
 use kith_core::shards::{self, MakeError};
 use kith_core::{upkeep, vouch};
 use kith_crdt::catalogue::{Born, HolderRecord, Leaving, LeavingRecord};
@@ -15,7 +15,7 @@ use kith_object::coding::Coding;
 use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::object::ObjectReader;
 use kith_object::seal::Opener;
-use kith_object::store::{self, Keep};
+use kith_object::store;
 use kith_object::time::Span;
 use kith_protocol::promise::{Promised, Refused};
 
@@ -418,7 +418,7 @@ impl World {
         let how = vouch::give_up(&storage.store, give_up, &|_| false).unwrap_or(GaveUp::Stays);
         let pack = give_up.pack;
         if how == GaveUp::Gone {
-            self.is_kept_elsewhere(device, &pack);
+            self.is_kept_elsewhere(device, give_up);
             self.trace
                 .note(self.now, device, format_args!("gives {pack} up"));
             self.keeps(device, Vec::new(), vec![pack]);
@@ -426,28 +426,38 @@ impl World {
         self.later((0, 0), device, Input::GaveUp { pack, how });
     }
 
-    /// Law: of a pack that is given up two others have a copy to stay, unless disks rot or are put back.
-    fn is_kept_elsewhere(&mut self, device: usize, pack: &PackId) {
+    /// Law: of a pack that is given up two others have a copy to stay, or one has each shard of it that is not here, unless disks rot or are put back; of a shard one other has a copy.
+    fn is_kept_elsewhere(&mut self, device: usize, give_up: &GiveUp) {
         if self.slots.iter().any(|slot| slot.rotten) {
             return;
         }
-        let mut copies = 0;
-        for (place, slot) in self.slots.iter().enumerate() {
-            let holds = match &slot.running {
-                Some(running) => {
-                    let store = &running.storage.store;
-                    let known = store.pack_info(pack).ok().flatten().is_some();
-                    known && store.keep_of(pack) == Keep::Kept
-                }
-                None => !slot.is_lost && slot.disks.holds(pack),
-            };
-            copies += usize::from(place != device && holds);
-        }
-        if copies < 2 {
-            self.fail(format!(
-                "d{device} gives {pack} up, and {copies} others have a copy"
-            ));
-        }
+        let copies = |pack: &PackId| -> usize {
+            let others = self.slots.iter().enumerate();
+            let others = others.filter(|(place, _)| *place != device);
+            others.filter(|(_, slot)| slot.keeps(pack)).count()
+        };
+        let running = self
+            .slots
+            .get(device)
+            .and_then(|slot| slot.running.as_ref());
+        let packs = running.map(|running| running.device.upkeep().packs());
+        let is_shard = packs.is_some_and(|packs| packs.is_shard(&give_up.pack));
+        let (least, given): (usize, Vec<PackId>) = match &give_up.how {
+            Giving::Coded(shards) => (1, shards.kept.iter().map(|kept| kept.pack).collect()),
+            // It restores nothing that anybody has.
+            Giving::Spent => return,
+            _ if is_shard => (1, vec![give_up.pack]),
+            _ => (2, vec![give_up.pack]),
+        };
+        let missed = given.iter().map(|pack| (pack, copies(pack)));
+        let missed = missed.filter(|(_, copies)| *copies < least);
+        let missed: Vec<String> = missed
+            .map(|(pack, copies)| {
+                let gone = give_up.pack;
+                format!("d{device} gives {gone} up, and {copies} others have {pack}")
+            })
+            .collect();
+        missed.into_iter().for_each(|failure| self.fail(failure));
     }
 
     /// A device is to show that it has a pack.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Role;
-use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
+use kith_crdt::catalogue::{Born, CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
 use kith_crdt::replica::Replica;
 use kith_object::id::{DeviceId, PackId};
 use kith_object::index::PackInfo;
@@ -20,7 +20,7 @@ use crate::arrangement::{holders_of, policy_of};
 use crate::keeper::{Health, Keeper, Standing, View};
 use crate::packs::Stands;
 use crate::probing::{Probed, Verdict};
-use crate::promises::{Action, Promises, Vouched};
+use crate::promises::{Action, GaveUp, Promises, Vouched};
 use crate::upkeep::Upkeep;
 
 /// Most messages about promises on the way to one device.
@@ -106,8 +106,9 @@ impl Device {
     pub fn is_others_to_collect(&self, pack: &PackId) -> bool {
         let access = self.replica.access();
         let Some(author) = self.upkeep.packs().author(pack) else {
-            // What lies in a shard is the business of whoever collects the pack.
-            return self.upkeep.packs().is_shard(pack);
+            // What lies in a shard is the business of whoever collects the pack, unless somebody only said that it is one.
+            let shard = self.upkeep.packs().shard_of(pack, access);
+            return shard.is_some_and(|shard| shard.is_latest);
         };
         let is_there = |device: &DeviceId| {
             access.is_member(device) && !self.keeper.uncounted().contains(device)
@@ -298,6 +299,37 @@ impl Device {
     ) {
         let view = view(&self.replica, &self.upkeep, &self.holdings, &self.connected);
         self.promises.vouched(self.now, peer, nonce, outcome, view);
+    }
+
+    pub(super) fn gave_up(&mut self, pack: PackId, how: GaveUp) {
+        if let GaveUp::Misnamed(info) = &how {
+            self.take_code_back(pack, info);
+        }
+        self.promises.gave_up(self.now, pack, how);
+    }
+
+    /// A pack that lies here has other shards than somebody said. That it came to be is said anew, so that the lie counts no more and copies are kept.
+    fn take_code_back(&mut self, pack: PackId, info: &PackInfo) {
+        // One that was retired meanwhile would be called back.
+        if self
+            .upkeep
+            .packs()
+            .coded(&pack, self.replica.access())
+            .is_none()
+        {
+            return;
+        }
+        tracing::warn!(%pack, "a pack has other shards than somebody said");
+        let born = Born {
+            pack,
+            class: info.class.to_byte(),
+            blocks: info.blocks,
+            bytes: info.bytes,
+        };
+        if let Err(error) = self.tell_catalogue(vec![CatalogueRecord::Born(born)]) {
+            // It is found out again when it is tried again.
+            tracing::debug!(%pack, %error, "not taken back yet");
+        }
     }
 
     pub(super) fn listed(&mut self, pack: PackId, digests: Option<Vec<Digest>>) {

@@ -6,7 +6,7 @@ use kith_crdt::catalogue::Coded;
 use kith_object::coding::Coding;
 use kith_object::id::{DeviceId, PackId};
 
-use super::{Keeper, SOURCES_MAX, View};
+use super::{Keeper, KeptBy, SOURCES_MAX, ShardsKept, View};
 use crate::packs::ShardOf;
 
 /// How a pack comes here.
@@ -113,6 +113,37 @@ impl Keeper {
             .copied()
             .flatten()
             .filter(|_| shard.is_latest)
+    }
+
+    /// Who keeps the shards of a pack that are not here, if each lies where it should and they are worth as much as the policy wants.
+    pub(super) fn shards_kept(&self, coded: &Coded, view: View<'_>) -> Option<ShardsKept> {
+        let lie = self.lie(coded, view);
+        if lie.worth() < self.copies() || !lie.is_whole() {
+            return None;
+        }
+        let placed = coded.coding.ids().zip(lie.placed);
+        let kept = placed.filter_map(|(pack, place)| {
+            let devices = vec![place.filter(|place| *place != self.me)?];
+            Some(KeptBy { pack, devices })
+        });
+        let kept: Vec<KeptBy> = kept.collect();
+        let coding = coded.coding.clone();
+        (!kept.is_empty()).then_some(ShardsKept { coding, kept })
+    }
+
+    /// Whether a pack is to be kept as shards alone, which all lie where they should.
+    pub(super) fn is_in_shards(&self, pack: &PackId, view: View<'_>) -> bool {
+        let coded = view.packs.coded(pack, view.access);
+        coded.is_some_and(|coded| {
+            let lie = self.lie(coded, view);
+            lie.is_whole() && lie.worth() >= self.copies()
+        })
+    }
+
+    /// Whether anybody is known to hold a data shard.
+    pub(super) fn is_left(&self, coding: &Coding, view: View<'_>) -> bool {
+        let mut data = coding.data.iter();
+        data.any(|shard| self.holders(&shard.id, view).next().is_some())
     }
 
     /// Whether it is for this device to make a shard that somebody else should hold: nobody has it, the one who should does not have the pack, and this device is the first that does.

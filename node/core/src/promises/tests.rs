@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kith_crdt::access::{self, Access, Role};
-use kith_crdt::catalogue::{Born, CatalogueRecord, Leaving, Retired};
+use kith_crdt::catalogue::{Born, CatalogueRecord, Coded, Leaving, Retired};
+use kith_object::coding::{Coding, DataShard};
 use kith_object::id::{EntryId, SpaceId};
 use kith_object::key::{DeviceKeys, derive};
 use kith_object::time::Hlc;
@@ -15,7 +16,7 @@ use kith_protocol::promise::BlocksProver;
 
 use super::*;
 use crate::arrangement::Giver;
-use crate::keeper::Pulled;
+use crate::keeper::{Pull, Pulled, Way};
 use crate::packs::Packs;
 use crate::probing::{Probe, Probed, Probing};
 
@@ -66,7 +67,7 @@ enum Event {
         is_promise: bool,
         bytes: Bytes,
     },
-    Pulled(usize, PackId, usize),
+    Pulled(usize, Pull),
     Vouched(usize, Vouch),
     Listed(usize, PackId),
     GiveUp(usize, GiveUp),
@@ -109,6 +110,10 @@ struct Mesh {
     /// How many copies were given up, and how many of packs that were replaced.
     given_up: usize,
     dropped: usize,
+    /// Of these, copies of packs that have shards, and parity of what was nowhere any more; and lies about shards that were found out.
+    coded_away: usize,
+    spent: usize,
+    taken_back: usize,
     /// What lies in each pack.
     blocks: BTreeMap<PackId, BTreeSet<Digest>>,
     /// Packs that were replaced, and by which.
@@ -117,6 +122,12 @@ struct Mesh {
     liars: BTreeSet<usize>,
     /// Copies that are left must be as many.
     least: usize,
+    /// The shards that packs truly have, and what somebody said last.
+    codes: BTreeMap<PackId, Coding>,
+    /// Shards that are none.
+    lies: BTreeSet<PackId>,
+    /// What is said later has the greater stamp.
+    hlc: u64,
 }
 
 impl Mesh {
@@ -171,10 +182,16 @@ impl Mesh {
             number: 0,
             given_up: 0,
             dropped: 0,
+            coded_away: 0,
+            spent: 0,
+            taken_back: 0,
             blocks: BTreeMap::new(),
             replaced: BTreeMap::new(),
             liars: BTreeSet::new(),
             least: usize::from(copies),
+            codes: BTreeMap::new(),
+            lies: BTreeSet::new(),
+            hlc: 5,
         };
         for at in 0..count {
             mesh.start(at);
@@ -288,7 +305,8 @@ impl Mesh {
             bytes: 1000,
         });
         self.blocks.insert(pack(n), blocks(n));
-        self.say("born", n, Hlc(5), at, &record);
+        let hlc = self.hlc;
+        self.say("born", n, Hlc(hlc), at, &record);
         self.holds(at, pack(n), true);
     }
 
@@ -318,7 +336,9 @@ impl Mesh {
                 basis: Vec::new(),
                 left_out: Vec::new(),
             });
-            self.say("retired", 1000 * n + place, Hlc(6), at, &retired);
+            self.hlc += 1;
+            let hlc = self.hlc;
+            self.say("retired", 1000 * n + place, Hlc(hlc), at, &retired);
             self.replaced.insert(*old, pack(n));
         }
     }
@@ -327,19 +347,23 @@ impl Mesh {
     fn collect(&mut self, at: usize) {
         for old in self.devices[at].disk.clone() {
             let lies = |block: &Digest| self.found(at, block, &old).is_some();
-            if self.replaced.contains_key(&old) && self.blocks[&old].iter().all(lies) {
+            if self.is_replaced(&old) && self.blocks[&old].iter().all(lies) {
                 self.holds(at, old, false);
             }
         }
+    }
+
+    /// Whether a pack, or that of which it is a shard, was merged into another one.
+    fn is_replaced(&self, pack: &PackId) -> bool {
+        let whole = self.shard_of(pack).map_or(*pack, |(code, _)| code.pack);
+        self.replaced.contains_key(&whole)
     }
 
     /// A pack on a disk that has a block and stays, besides that.
     fn found(&self, at: usize, block: &Digest, besides: &PackId) -> Option<PackId> {
         let disk = self.devices[at].disk.iter();
         let mut has = disk.filter(|pack| {
-            *pack != besides
-                && !self.replaced.contains_key(*pack)
-                && self.blocks[*pack].contains(block)
+            *pack != besides && !self.is_replaced(pack) && self.blocks[*pack].contains(block)
         });
         has.next().copied()
     }
@@ -452,13 +476,7 @@ impl Mesh {
             }
         }
         for pull in fetching {
-            // From any of them, as long as one has it.
-            let sources = pull.sources();
-            let sources = sources.iter().map(|id| self.place(id));
-            let sources: Vec<usize> = sources.collect();
-            let has = |source: &&usize| self.devices[**source].disk.contains(&pull.pack);
-            let source = *sources.iter().find(has).unwrap_or(&sources[0]);
-            self.later(at, 60_000, Event::Pulled(at, pull.pack, source));
+            self.later(at, 60_000, Event::Pulled(at, pull));
         }
         for probe in probes {
             self.later(at, 2000, Event::Probed(at, probe));
@@ -557,9 +575,8 @@ impl Mesh {
                 device.promises.received(now, peer, message, view);
                 self.settle(to);
             }
-            Event::Pulled(at, pack, source) => {
-                let came = self.devices[source].disk.contains(&pack)
-                    && self.devices[at].connected.contains(&self.id(source));
+            Event::Pulled(at, pull) => {
+                let (pack, came) = (pull.pack, self.comes(at, &pull));
                 if came {
                     self.holds(at, pack, true);
                 }
@@ -643,10 +660,22 @@ impl Mesh {
             Giving::Replaced(replaced) => {
                 blocks_proof(of, &replaced.digests, &replaced.has[*place]) != *said
             }
+            Giving::Coded(shards) => {
+                let mut kept = shards.kept.iter();
+                let kept = kept.find(|kept| kept.devices == [of.holder]).unwrap();
+                proof(of, &kept.pack) != *said
+            }
             _ => proof(of, &pack) != *said,
         });
         let false_ones: Vec<DeviceId> = false_ones.map(|(_, (of, _))| of.holder).collect();
+        let is_misnamed = match &give_up.how {
+            Giving::Coded(shards) => self.codes.get(&pack) != Some(&shards.coding),
+            _ => false,
+        };
         let how = if !self.devices[at].disk.contains(&pack) {
+            GaveUp::Stays
+        } else if is_misnamed {
+            self.take_code_back(at, pack);
             GaveUp::Stays
         } else if !false_ones.is_empty() {
             GaveUp::False(false_ones)
@@ -660,7 +689,9 @@ impl Mesh {
                 self.seed
             );
             self.given_up += 1;
+            let had = self.recoverable(&[]);
             self.holds(at, pack, false);
+            assert_eq!(self.recoverable(&[]), had, "nothing is lost: {}", self.seed);
             GaveUp::Gone
         };
         self.devices[at].promises.gave_up(now, pack, how);
@@ -674,6 +705,22 @@ impl Mesh {
             let until = self.devices[of].log.get(pack).copied();
             until.unwrap_or_default().since(now) > Span::from_secs(22 * 3600)
         };
+        match &give_up.how {
+            Giving::Coded(shards) => return self.may_go_coded(at, give_up, shards),
+            Giving::Spent => {
+                self.spent += 1;
+                return true;
+            }
+            // One copy of each shard is enough.
+            _ if self.shard_of(&pack).is_some() && !matches!(give_up.how, Giving::Replaced(_)) => {
+                for (of, _) in &give_up.proofs {
+                    let holder = self.place(&of.holder);
+                    assert!(self.devices[holder].disk.contains(&pack) && keeps(holder, &pack));
+                }
+                return !give_up.proofs.is_empty();
+            }
+            _ => {}
+        }
         let Giving::Replaced(replaced) = &give_up.how else {
             // Who merged it since has what is in it all the same.
             let has = |of: &usize, block| {
@@ -731,6 +778,154 @@ impl Mesh {
         }
         self.dropped += 1;
         true
+    }
+
+    /// Whether a pack may go, all shards of which others, and this device, have: any one device may be lost then.
+    fn may_go_coded(&mut self, at: usize, give_up: &GiveUp, shards: &ShardsKept) -> bool {
+        let ids: Vec<PackId> = shards.coding.ids().collect();
+        let kept: BTreeSet<PackId> = shards.kept.iter().map(|kept| kept.pack).collect();
+        let own = ids.iter().filter(|id| !kept.contains(id));
+        if !own.into_iter().all(|id| self.devices[at].disk.contains(id)) {
+            return false;
+        }
+        assert_eq!(give_up.proofs.len(), kept.len(), "each is proved");
+        let (now, pack) = (self.now, give_up.pack);
+        for of in &shards.kept {
+            let holder = self.place(&of.devices[0]);
+            let until = self.devices[holder].log.get(&of.pack).copied();
+            assert!(until.unwrap_or_default().since(now) > Span::from_secs(22 * 3600));
+        }
+        self.devices[at].disk.remove(&pack);
+        for lost in 0..self.devices.len() {
+            let left = self.recoverable(&[lost]);
+            assert!(
+                self.blocks[&pack].is_subset(&left),
+                "any one may be lost: {lost}, seed {}",
+                self.seed
+            );
+        }
+        self.devices[at].disk.insert(pack);
+        self.coded_away += 1;
+        true
+    }
+
+    /// How a pack is coded, and which of its shards that is.
+    fn shard_of(&self, id: &PackId) -> Option<(&Coding, usize)> {
+        let mut codes = self.codes.values();
+        codes.find_map(|code| Some((code, code.ids().position(|shard| shard == *id)?)))
+    }
+
+    /// Whether what a device wants comes to it.
+    fn comes(&self, at: usize, pull: &Pull) -> bool {
+        let has = |device: usize, pack: &PackId| self.devices[device].disk.contains(pack);
+        let gives = |sources: &[DeviceId], pack: &PackId| {
+            let connected = &self.devices[at].connected;
+            let mut there = sources.iter().filter(|source| connected.contains(*source));
+            there.any(|source| has(self.place(source), pack))
+        };
+        match &pull.way {
+            Way::Whole(sources) => gives(sources, &pull.pack),
+            Way::Cut(shard) => {
+                let pack = shard.coding.pack;
+                has(at, &pack) && self.codes.get(&pack) == Some(&shard.coding)
+            }
+            Way::Restored { coding, from, .. } => {
+                let ids: Vec<PackId> = coding.ids().collect();
+                let there = from.iter().all(|(place, sources)| {
+                    let id = &ids[*place];
+                    if sources.is_empty() {
+                        has(at, id)
+                    } else {
+                        gives(sources, id)
+                    }
+                });
+                there && self.codes.get(&coding.pack) == Some(coding)
+            }
+        }
+    }
+
+    /// The blocks of files that lie on the disks of all but those, or come of shards that do.
+    fn recoverable(&self, without: &[usize]) -> BTreeSet<Digest> {
+        let disks = self.devices.iter().enumerate();
+        let disks = disks.filter(|(at, _)| !without.contains(at));
+        let packs: BTreeSet<PackId> = disks.flat_map(|(_, of)| &of.disk).copied().collect();
+        let is_parity = |id: &PackId| {
+            let shard = self.shard_of(id);
+            shard.is_some_and(|(code, at)| at >= code.data.len())
+        };
+        let whole = packs.iter().filter(|id| !is_parity(id));
+        let mut blocks: BTreeSet<Digest> = whole.flat_map(|id| self.blocks[id].clone()).collect();
+        for (pack, code) in &self.codes {
+            let there = code.ids().filter(|id| packs.contains(id)).count();
+            if there >= code.data.len() {
+                blocks.extend(self.blocks[pack].iter().copied());
+            }
+        }
+        blocks
+    }
+
+    /// A device says which shards a pack has, truly or not; they come to be where somebody makes them.
+    fn code(&mut self, n: u64, at: usize, is_lie: bool) {
+        let id = pack(n);
+        let holders = crate::arrangement::holders_of(self.devices[at].givers.iter());
+        let Ok(placement) = kith_protocol::placement::Placement::new(&holders, &self.policy) else {
+            return;
+        };
+        let named = |what: &str, place: u8| PackId(derive(what, &[&id.0[..], &[place]].concat()));
+        let coding = |what: &str| Coding {
+            pack: id,
+            data: (0..2)
+                .map(|place| DataShard {
+                    id: named(what, place),
+                    len: 400,
+                    blocks: 1,
+                })
+                .collect(),
+            parity: vec![named(what, 2)],
+        };
+        let truth = coding("test shard");
+        let all: Vec<Digest> = self.blocks[&id].iter().copied().collect();
+        let (first, second) = all.split_at(all.len() / 2);
+        for (shard, blocks) in truth.ids().zip([first, second, &[named("parity", 0).0]]) {
+            self.blocks.insert(shard, blocks.iter().copied().collect());
+        }
+        self.codes.insert(id, truth.clone());
+        let said = if is_lie { coding("test lie") } else { truth };
+        let devices = placement.holders(&id);
+        if is_lie {
+            // What it made up is a pack, too, and who should hold it has it of the liar.
+            for (lie, device) in said.ids().zip(&devices) {
+                self.blocks.insert(lie, BTreeSet::new());
+                self.lies.insert(lie);
+                self.holds(self.place(device), lie, true);
+            }
+        }
+        let coded = CatalogueRecord::Coded(Coded {
+            coding: said,
+            devices,
+        });
+        self.hlc += 1;
+        let hlc = self.hlc;
+        self.say("coded", hlc, Hlc(hlc), at, &coded);
+        (0..self.devices.len()).for_each(|at| self.settle(at));
+    }
+
+    /// It came out that a pack has other shards.
+    fn take_code_back(&mut self, at: usize, id: PackId) {
+        if self.devices[at].packs.coded(&id, &self.access).is_none() {
+            return;
+        }
+        let record = CatalogueRecord::Born(Born {
+            pack: id,
+            class: 3,
+            blocks: 1,
+            bytes: 1000,
+        });
+        self.hlc += 1;
+        let hlc = self.hlc;
+        self.say("born anew", hlc, Hlc(hlc), at, &record);
+        self.taken_back += 1;
+        (0..self.devices.len()).for_each(|at| self.settle(at));
     }
 
     /// Lets time pass.
@@ -1172,18 +1367,23 @@ fn samples_are_few_and_what_fails_once_is_asked_for_again() {
 }
 
 /// Some days of a mesh in which everything happens at random; the laws are looked at in [`Mesh::give_up`].
-fn random_days(seed: u64) -> (usize, usize) {
+fn random_days(seed: u64, is_coded: bool) -> Mesh {
     let mut rng = Rng::from_seed(derive("test days", &seed.to_le_bytes()));
     let count = 3 + usize::try_from(rng.below(5)).unwrap();
     let copies = 2 + u8::try_from(rng.below(2)).unwrap();
+    let copies = if is_coded { 2 } else { copies };
     let mut mesh = Mesh::new(seed, count, copies);
+    if is_coded {
+        mesh.policy.redundancy = Some(Redundancy::Erasure(2, 1));
+        (0..count).for_each(|at| mesh.arrange(at));
+    }
     mesh.connect_all();
     let mut born = 0;
     let mut givers = mesh.devices[0].givers.clone();
     for _ in 0..60 {
         let at = usize::try_from(rng.below(count as u64)).unwrap();
         let other = usize::try_from(rng.below(count as u64)).unwrap();
-        match rng.below(10) {
+        match rng.below(if is_coded { 14 } else { 10 }) {
             0 | 1 if mesh.devices[at].is_up => {
                 mesh.born(born, at);
                 born += 1;
@@ -1214,13 +1414,25 @@ fn random_days(seed: u64) -> (usize, usize) {
             }
             8 if mesh.devices[at].is_up => {
                 let disk = mesh.devices[at].disk.iter();
-                let live = disk.filter(|pack| !mesh.replaced.contains_key(*pack));
+                let is_live = |pack: &&PackId| {
+                    !mesh.replaced.contains_key(*pack) && mesh.shard_of(pack).is_none()
+                };
+                let live = disk.filter(is_live);
                 let old: Vec<PackId> = live.take(3).copied().collect();
                 if old.len() > 1 {
                     mesh.merge(at, &old, born);
                     born += 1;
                 }
                 mesh.collect(other);
+            }
+            9..=12 if is_coded && mesh.devices[at].is_up => {
+                let here = |n: &u64| mesh.devices[at].disk.contains(&pack(*n));
+                let is_live = |n: &u64| here(n) && !mesh.replaced.contains_key(&pack(*n));
+                let live: Vec<u64> = (0..born).filter(is_live).collect();
+                if !live.is_empty() {
+                    let n = live[usize::try_from(rng.below(live.len() as u64)).unwrap()];
+                    mesh.code(n, at, rng.below(4) == 0);
+                }
             }
             _ => mesh.connect_all(),
         }
@@ -1241,11 +1453,7 @@ fn random_days(seed: u64) -> (usize, usize) {
         let disks = mesh.devices.iter().flat_map(|of| &of.disk);
         disks.copied().collect()
     };
-    let blocks = |mesh: &Mesh| -> BTreeSet<Digest> {
-        let packs = held(mesh).into_iter();
-        packs.flat_map(|pack| mesh.blocks[&pack].clone()).collect()
-    };
-    let (before, had) = (held(&mesh), blocks(&mesh));
+    let (before, had) = (held(&mesh), mesh.recoverable(&[]));
     mesh.rearrange(&givers, 1000);
     mesh.connect_all();
     // What a disk has lost is found by samples.
@@ -1254,18 +1462,30 @@ fn random_days(seed: u64) -> (usize, usize) {
         mesh.collect(at);
     }
     mesh.pass(Span::from_secs(2 * 86_400));
-    assert_eq!(blocks(&mesh), had, "seed {seed}: nothing is lost");
-    for pack in before {
+    assert_eq!(mesh.recoverable(&[]), had, "seed {seed}: nothing is lost");
+    for pack in before.into_iter().filter(|pack| !mesh.lies.contains(pack)) {
         let held: BTreeSet<usize> = mesh.holders(&pack).into_iter().collect();
-        let mut ends = std::iter::successors(Some(pack), |of| mesh.replaced.get(of).copied());
+        let shard = mesh.shard_of(&pack);
+        let whole = shard.map_or(pack, |(code, _)| code.pack);
+        let device = &mesh.devices[0];
+        let is_coded = device.packs.coded(&whole, &mesh.access).is_some();
+        if !mesh.replaced.contains_key(&whole) && (is_coded || shard.is_some()) {
+            if is_coded {
+                let placed = shard.map_or(BTreeSet::new(), |_| mesh.placed(&pack));
+                assert_eq!(held, placed, "seed {seed}, {pack} of {whole}");
+            }
+            continue;
+        }
+        let mut ends = std::iter::successors(Some(whole), |of| mesh.replaced.get(of).copied());
         let end = ends.by_ref().last().unwrap();
+        let is_end_coded = device.packs.coded(&end, &mesh.access).is_some();
         if end == pack {
             assert_eq!(held, mesh.placed(&pack), "seed {seed}, {pack}");
-        } else if !mesh.holders(&end).is_empty() {
+        } else if !mesh.holders(&end).is_empty() || is_end_coded {
             assert_eq!(held, BTreeSet::new(), "seed {seed}, {pack} was replaced");
         }
     }
-    (mesh.given_up, mesh.dropped)
+    mesh
 }
 
 #[test]
@@ -1274,10 +1494,33 @@ fn nothing_is_given_up_that_others_do_not_have_whatever_happens() {
         Some(_) => 1000,
         None => 12,
     };
-    let all: Vec<(usize, usize)> = (0..seeds).map(random_days).collect();
-    let given_up: usize = all.iter().map(|(given_up, _)| given_up).sum();
-    let dropped: usize = all.iter().map(|(_, dropped)| dropped).sum();
+    let all = (0..seeds).map(|seed| random_days(seed, false));
+    let counts = all.map(|mesh| (mesh.given_up, mesh.dropped));
+    let (given_up, dropped): (Vec<usize>, Vec<usize>) = counts.unzip();
+    let (given_up, dropped): (usize, usize) = (given_up.iter().sum(), dropped.iter().sum());
     let seeds = seeds as usize;
     assert!(given_up > seeds, "copies were given up: {given_up}");
     assert!(dropped > seeds / 4, "and what was replaced: {dropped}");
+}
+
+#[test]
+fn nothing_is_given_up_that_shards_do_not_restore_whatever_happens() {
+    let seeds = match std::env::var_os("KITH_LARGE") {
+        Some(_) => 1000,
+        None => 12,
+    };
+    let (mut coded, mut spent, mut taken_back) = (0, 0, 0);
+    for seed in 0..seeds {
+        let mesh = random_days(seed, true);
+        coded += mesh.coded_away;
+        spent += mesh.spent;
+        taken_back += mesh.taken_back;
+    }
+    let seeds = seeds as usize;
+    assert!(coded > seeds, "copies were given up for shards: {coded}");
+    assert!(spent > seeds / 12, "and parity of what was merged: {spent}");
+    assert!(
+        taken_back > seeds / 12,
+        "and lies were found out: {taken_back}"
+    );
 }

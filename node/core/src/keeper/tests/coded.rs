@@ -303,7 +303,32 @@ fn shards_go_where_their_pack_was_replaced_and_an_earlier_code_once_there_is_the
         .map(|(at, device)| (desk.at(device), vec![shard(0, 0, at), shard(0, 1, at)]))
         .collect();
     desk.hold(&both);
+    assert_eq!(desk.health().packs, 6 + 2, "parity goes last");
+    let earlier = |at| {
+        matches!(
+            desk.keeper.surplus(&shard(0, 0, at), desk.view()),
+            Some(Surplus::Replaced(_))
+        )
+    };
+    let mine = devices.iter().position(|of| desk.at(of) == 0).unwrap();
+    assert_eq!(earlier(mine), mine < 4, "its blocks are proved");
+    let later: Vec<(usize, Vec<PackId>)> = (0..)
+        .zip(&devices)
+        .map(|(at, device)| {
+            (
+                desk.at(device),
+                vec![shard(0, if at < 4 { 1 } else { 0 }, at), shard(0, 1, at)],
+            )
+        })
+        .collect();
+    desk.hold(&later);
     assert_eq!(desk.health().packs, 6);
+    let spent = matches!(
+        desk.keeper.surplus(&shard(0, 0, mine), desk.view()),
+        Some(Surplus::Spent)
+    );
+    assert_eq!(spent, mine >= 4);
+    desk.hold(&both);
     // The pack is merged into another one: all shards of it go as it would.
     desk.born(1, 8);
     desk.replaced(0, &[1], 8);
@@ -320,7 +345,11 @@ fn shards_go_where_their_pack_was_replaced_and_an_earlier_code_once_there_is_the
         let packs = packs.into_iter().chain(is_placed.then_some(pack(1)));
         desk.hold(&[(device, packs.collect())]);
     }
-    assert_eq!((desk.health().packs, desk.health().at_risk), (1, 0));
+    assert_eq!(
+        (desk.health().packs, desk.health().at_risk),
+        (1 + 4, 0),
+        "and parity"
+    );
 }
 
 proptest! {
