@@ -79,7 +79,7 @@ pub(crate) async fn pull_all(
         };
         tokio::time::sleep_until(not_before).await;
         if let Some(rate) = rate {
-            let takes = Duration::from_secs_f64(pull.bytes as f64 / rate.get() as f64);
+            let takes = Duration::from_secs_f64(pull.moves() as f64 / rate.get() as f64);
             not_before = not_before.max(tokio::time::Instant::now()) + takes;
         }
         let bulk = bulk.clone();

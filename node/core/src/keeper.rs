@@ -70,6 +70,18 @@ pub struct Pull {
 }
 
 impl Pull {
+    /// Bytes that others send for it.
+    pub fn moves(&self) -> u64 {
+        match &self.way {
+            Way::Whole(_) => self.bytes,
+            Way::Cut(_) => 0,
+            Way::Restored { coding, from, .. } => {
+                let sent = from.iter().filter(|(_, sources)| !sources.is_empty());
+                sent.map(|(at, _)| coding.len(*at)).sum()
+            }
+        }
+    }
+
     /// All who give something for it.
     pub fn sources(&self) -> BTreeSet<DeviceId> {
         match &self.way {
@@ -494,7 +506,7 @@ impl Keeper {
         }
         let shard = view.packs.shard_of(pack, view.access);
         let is_live = view.packs.live(pack, view.access).is_some();
-        if !is_live || shard.is_some_and(|shard| !shard.is_latest) {
+        if !is_live || shard.is_some_and(|shard| !shard.stands) {
             if self.needed(pack, view).is_some() {
                 return None;
             }
@@ -549,9 +561,9 @@ impl Keeper {
         let mut kept = BTreeMap::new();
         let mut looks = REPLACED_MAX;
         let replacements = |pack: &PackId| -> Option<Vec<PackId>> {
-            let earlier = view.packs.shard_of(pack, view.access);
-            let earlier = earlier.filter(|shard| !shard.is_latest);
-            let of = earlier.map(|shard| shard.coded.coding.pack);
+            let other = view.packs.shard_of(pack, view.access);
+            let other = other.filter(|shard| !shard.stands);
+            let of = other.map(|shard| shard.coded.coding.pack);
             let whole = of.or(Some(*pack).filter(|pack| self.is_in_shards(pack, view)));
             if let Some(whole) = whole {
                 return Some(match view.packs.coded(&whole, view.access) {
@@ -855,13 +867,13 @@ impl Keeper {
         if stands == Stands::Live
             && let Some(shard) = view.packs.shard_of(pack, view.access)
         {
-            if shard.is_latest {
+            if shard.stands {
                 return Some((bytes, 0));
             }
             // It stays until there is enough without it, and parity longer; it is not fetched any more.
             let coding = &shard.coded.coding;
             let is_enough = match view.packs.coded(&coding.pack, view.access) {
-                Some(latest) => self.lie(latest, view).is_whole(),
+                Some(standing) => self.lie(standing, view).is_whole(),
                 None => {
                     let held: Vec<DeviceId> = self.holders(&coding.pack, view).collect();
                     self.counted(&held) >= self.copies()

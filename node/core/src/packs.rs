@@ -58,10 +58,10 @@ impl Pack {
             .filter(move |code| born.is_some_and(|born| code.hlc >= born))
     }
 
-    /// The latest of that, if the pack is to be kept.
+    /// The first of that, if the pack is to be kept: one who lies about shards that are there already changes nothing.
     fn code(&self, access: &Access) -> Option<&Coded> {
-        let latest = self.codes().max_by_key(|code| (code.hlc, code.entry))?;
-        self.standing(access)?.is_none().then_some(&latest.coded)
+        let first = self.codes().min_by_key(|code| (code.hlc, code.entry))?;
+        self.standing(access)?.is_none().then_some(&first.coded)
     }
 }
 
@@ -72,8 +72,8 @@ pub struct ShardOf<'a> {
     pub coded: &'a Coded,
     /// Which shard it is.
     pub at: usize,
-    /// Whether that is the latest code of the pack, and was not taken back; the shards of others go once there is enough without them.
-    pub is_latest: bool,
+    /// Whether that is the code of the pack that stands; the shards of others go once there is enough without them.
+    pub stands: bool,
 }
 
 /// How it stands with a pack, as far as the catalogue goes.
@@ -206,7 +206,7 @@ impl Packs {
         Some((pack.standing(access)?, code.coding.len(at)))
     }
 
-    /// Of what a pack that did not come to be by itself is a shard: the pack, its code, and which of its shards. Of several the first by name of the pack, and of its codes the latest that has it.
+    /// Of what a pack that did not come to be by itself is a shard: the pack, its code, and which of its shards. Of several the first by name of the pack, and of its codes the first that has it.
     fn shard(&self, id: &PackId) -> Option<(&Pack, &Coded, usize)> {
         let of = self.shards.range((*id, PackId::default())..);
         let of = of.take_while(|(shard, _)| shard == id);
@@ -216,13 +216,13 @@ impl Packs {
                 let at = code.coded.coding.ids().position(|shard| shard == *id)?;
                 Some((code.hlc, code.entry, &code.coded, at))
             });
-            let (_, _, coded, at) = codes.max_by_key(|(hlc, entry, _, _)| (*hlc, *entry))?;
+            let (_, _, coded, at) = codes.min_by_key(|(hlc, entry, _, _)| (*hlc, *entry))?;
             Some((pack, coded, at))
         })
         .next()
     }
 
-    /// The shards that a pack is to have: the latest that was said of them since it came to be last, if it is to be kept.
+    /// The shards that a pack is to have: what was said of them first since it came to be last, if it is to be kept.
     pub fn coded(&self, id: &PackId, access: &Access) -> Option<&Coded> {
         self.all.get(id)?.code(access)
     }
@@ -235,12 +235,12 @@ impl Packs {
         }
         let (pack, coded, at) = self.shard(id)?;
         pack.standing(access)?.is_none().then_some(())?;
-        let latest = pack.code(access);
-        let latest = latest.filter(|latest| latest.coding.ids().nth(at) == Some(*id));
+        let standing = pack.code(access);
+        let standing = standing.filter(|of| of.coding.ids().nth(at) == Some(*id));
         Some(ShardOf {
-            coded: latest.unwrap_or(coded),
+            coded: standing.unwrap_or(coded),
             at,
-            is_latest: latest.is_some(),
+            stands: standing.is_some(),
         })
     }
 

@@ -108,7 +108,7 @@ impl Device {
         let Some(author) = self.upkeep.packs().author(pack) else {
             // What lies in a shard is the business of whoever collects the pack, unless somebody only said that it is one.
             let shard = self.upkeep.packs().shard_of(pack, access);
-            return shard.is_some_and(|shard| shard.is_latest);
+            return shard.is_some_and(|shard| shard.stands);
         };
         let is_there = |device: &DeviceId| {
             access.is_member(device) && !self.keeper.uncounted().contains(device)

@@ -106,13 +106,13 @@ impl Keeper {
 
     /// Who should hold a shard.
     pub(super) fn shard_place(&self, shard: ShardOf<'_>, view: View<'_>) -> Option<DeviceId> {
-        // What an earlier code wanted is nowhere wanted any more.
+        // What another code wanted is nowhere wanted any more.
         let places = self.shard_places(shard.coded, view);
         places
             .get(shard.at)
             .copied()
             .flatten()
-            .filter(|_| shard.is_latest)
+            .filter(|_| shard.stands)
     }
 
     /// Who keeps the shards of a pack that are not here, if each lies where it should and they are worth as much as the policy wants.

@@ -189,6 +189,11 @@ fn a_pack_goes_once_all_its_shards_lie_where_they_should() {
             .all(|(at, sources)| *at != mine && sources.len() == 1)
     );
     assert_eq!(pull.sources().len(), 4);
+    let sent: u64 = from
+        .iter()
+        .map(|(at, _)| coding(n, 0, (4, 2)).len(*at))
+        .sum();
+    assert_eq!(pull.moves(), sent);
     // Not where there are only three.
     desk.keeper.pulled(desk.now, pull.pack, Pulled::Failed);
     for (device, packs) in held.iter().filter(|(device, _)| *device != 0).take(2) {
@@ -278,7 +283,8 @@ fn what_somebody_calls_a_shard_and_was_born_is_kept_as_any_pack() {
 }
 
 #[test]
-fn shards_go_where_their_pack_was_replaced_and_an_earlier_code_once_there_is_the_later() {
+fn shards_go_where_their_pack_was_replaced_and_those_of_another_code_once_there_is_the_one_that_holds()
+ {
     let mut desk = Desk::coding(6);
     desk.born(0, 5);
     let devices = desk.coded(0, 0, 6);
@@ -288,7 +294,12 @@ fn shards_go_where_their_pack_was_replaced_and_an_earlier_code_once_there_is_the
         .map(|(at, device)| (desk.at(device), vec![shard(0, 0, at)]))
         .collect();
     desk.hold(&held);
+    // What is said later changes nothing, unless it is said that the pack came to be anew.
     desk.coded(0, 1, 7);
+    desk.settle();
+    assert_eq!(desk.health().packs, 6);
+    desk.born(0, 8);
+    desk.coded(0, 1, 9);
     desk.settle();
     for at in 0..6 {
         assert!(
@@ -330,8 +341,8 @@ fn shards_go_where_their_pack_was_replaced_and_an_earlier_code_once_there_is_the
     assert_eq!(spent, mine >= 4);
     desk.hold(&both);
     // The pack is merged into another one: all shards of it go as it would.
-    desk.born(1, 8);
-    desk.replaced(0, &[1], 8);
+    desk.born(1, 10);
+    desk.replaced(0, &[1], 10);
     desk.settle();
     let bytes = desk.packs.live(&shard(0, 1, 0), &desk.access);
     assert_eq!(bytes, None);
