@@ -123,10 +123,7 @@ async fn fetch(bulk: &Bulk, pull: Pull) -> Pulled {
         return Pulled::Came;
     };
     tracing::debug!(%pack, %error, "a pack that should be here is not kept");
-    match error.is_full() {
-        true => Pulled::NoRoom,
-        false => Pulled::Failed,
-    }
+    error.pulled()
 }
 
 async fn make(bulk: &Bulk, pull: Pull) -> Result<(), MakeError> {

@@ -684,7 +684,7 @@ impl Device {
             Input::Probed { device, pack, how } => self.probed(device, pack, how),
             Input::Listed { pack, digests } => self.listed(pack, digests),
             Input::GaveUp { pack, how } => self.gave_up(pack, how),
-            Input::Pulled { pack, how } => self.keeper.pulled(self.now, pack, how),
+            Input::Pulled { pack, how } => self.pulled(pack, how),
             Input::Offered { key, record } => {
                 let known = AddressRecord::decode(&record).is_ok_and(|said| {
                     let device = said.device();

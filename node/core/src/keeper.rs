@@ -56,6 +56,8 @@ pub enum Pulled {
     Failed,
     /// This disk has no room, or cannot be written.
     NoRoom,
+    /// The pack of which it is to be a shard lies here and has others.
+    Misnamed,
 }
 
 /// A pack to be fetched.
@@ -375,7 +377,7 @@ impl Keeper {
         match how {
             Pulled::Came => self.no_room_until = None,
             Pulled::NoRoom => self.no_room_until = Some(now + NO_ROOM_PAUSE),
-            Pulled::Failed => {}
+            Pulled::Failed | Pulled::Misnamed => {}
         }
         if let Some(want) = self.wants.get_mut(&pack) {
             // What came is known to be here only once its holding was told.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Access;
-use kith_crdt::catalogue::{CatalogueRecord, Coded};
+use kith_crdt::catalogue::{Born, CatalogueRecord, Coded};
 use kith_object::coding::Coding;
 use kith_object::id::{DeviceId, EntryId, PackId};
 use kith_object::pack::{Class, PACK_BYTES_MAX};
@@ -15,6 +15,8 @@ use kith_object::time::Hlc;
 #[derive(Debug, Default)]
 struct Pack {
     bytes: u64,
+    blocks: u32,
+    class: u8,
     born: Vec<(Hlc, EntryId, DeviceId)>,
     retired: Vec<Retirement>,
     coded: Vec<Code>,
@@ -118,7 +120,7 @@ impl Packs {
                     && born.bytes <= PACK_BYTES_MAX as u64;
                 if sound {
                     let pack = self.all.entry(born.pack).or_default();
-                    pack.bytes = born.bytes;
+                    (pack.bytes, pack.blocks, pack.class) = (born.bytes, born.blocks, born.class);
                     pack.born.push((hlc, entry, author));
                     self.changed.insert(born.pack);
                 }
@@ -311,6 +313,17 @@ impl Packs {
         let is_retired = |pack: &Pack| !pack.retired.is_empty();
         self.all.get(id).is_some_and(is_retired)
             || self.shard(id).is_some_and(|(pack, _, _)| is_retired(pack))
+    }
+
+    /// What is said of a pack that came to be.
+    pub(crate) fn born(&self, id: &PackId) -> Option<Born> {
+        let pack = self.all.get(id).filter(|pack| !pack.born.is_empty())?;
+        Some(Born {
+            pack: *id,
+            class: pack.class,
+            blocks: pack.blocks,
+            bytes: pack.bytes,
+        })
     }
 
     /// Who said first that a pack came to be.

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use kith_object::id::{DeviceId, PackId};
-use kith_object::index::PackInfo;
 use kith_object::key::Rng;
 use kith_object::time::{Span, Time};
 use kith_protocol::holdings::HoldingTag;
@@ -115,8 +114,8 @@ pub enum GaveUp {
     Stays,
     /// These devices do not have it.
     False(Vec<DeviceId>),
-    /// It has other shards than were named; what the store knows of it.
-    Misnamed(PackInfo),
+    /// It has other shards than were named.
+    Misnamed,
 }
 
 /// What to do.

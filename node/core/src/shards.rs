@@ -11,6 +11,8 @@ use kith_object::id::PackId;
 use kith_object::index::Index;
 use kith_object::store::{AdoptError, Keep, Store, StoreError};
 
+use crate::keeper::Pulled;
+
 /// Why a pack was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
@@ -35,9 +37,13 @@ pub enum MakeError {
 }
 
 impl MakeError {
-    /// Whether there is no room for it.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_full())
+    /// What that comes to for whoever wants it.
+    pub fn pulled(&self) -> Pulled {
+        match self {
+            Self::Store(error) if error.is_full() => Pulled::NoRoom,
+            Self::Misnamed(_) => Pulled::Misnamed,
+            _ => Pulled::Failed,
+        }
     }
 }
 

@@ -327,7 +327,7 @@ impl World {
         make: impl FnOnce(&Storage) -> Result<(), MakeError>,
     ) {
         let made = self.storage(device).map(make);
-        let how = made.map_or(Pulled::Failed, |made| came(&made));
+        let how = made.map_or(Pulled::Failed, came);
         self.has_come(device, pack, how, &format!("makes {pack}"));
     }
 
@@ -360,7 +360,7 @@ impl World {
             storage.store.read_pack(&pack, 0, len).ok()?
         });
         let how = match (whole, self.storage(to)) {
-            (Some(whole), Some(storage)) => came(&shards::take_in(&storage.store, &pack, &whole)),
+            (Some(whole), Some(storage)) => came(shards::take_in(&storage.store, &pack, &whole)),
             _ => Pulled::Failed,
         };
         self.has_come(to, pack, how, &format!("holds {pack} from d{from}"));
@@ -647,10 +647,6 @@ impl World {
 }
 
 /// What became of taking a pack in.
-fn came(taken: &Result<(), MakeError>) -> Pulled {
-    match taken {
-        Ok(()) => Pulled::Came,
-        Err(error) if error.is_full() => Pulled::NoRoom,
-        Err(_) => Pulled::Failed,
-    }
+fn came(taken: Result<(), MakeError>) -> Pulled {
+    taken.map_or_else(|error| error.pulled(), |()| Pulled::Came)
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kith_crdt::access::Role;
-use kith_crdt::catalogue::{Born, CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
+use kith_crdt::catalogue::{CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord};
 use kith_crdt::replica::Replica;
 use kith_object::id::{DeviceId, PackId};
 use kith_object::index::PackInfo;
@@ -17,7 +17,7 @@ use kith_protocol::promise::{Digest, Message, Nonce, Promised, Refused};
 
 use super::{CommandError, Device, Effect, KIND_HOLDINGS, KIND_PROMISES};
 use crate::arrangement::{holders_of, policy_of};
-use crate::keeper::{Health, Keeper, Standing, View};
+use crate::keeper::{Health, Keeper, Pulled, Standing, View};
 use crate::packs::Stands;
 use crate::probing::{Probed, Verdict};
 use crate::promises::{Action, GaveUp, Promises, Vouched};
@@ -302,30 +302,32 @@ impl Device {
     }
 
     pub(super) fn gave_up(&mut self, pack: PackId, how: GaveUp) {
-        if let GaveUp::Misnamed(info) = &how {
-            self.take_code_back(pack, info);
+        if how == GaveUp::Misnamed {
+            self.take_code_back(pack);
         }
         self.promises.gave_up(self.now, pack, how);
     }
 
-    /// A pack that lies here has other shards than somebody said. That it came to be is said anew, so that the lie counts no more and copies are kept.
-    fn take_code_back(&mut self, pack: PackId, info: &PackInfo) {
-        // One that was retired meanwhile would be called back.
-        if self
-            .upkeep
-            .packs()
-            .coded(&pack, self.replica.access())
-            .is_none()
-        {
-            return;
+    pub(super) fn pulled(&mut self, pack: PackId, how: Pulled) {
+        if how == Pulled::Misnamed {
+            let access = self.replica.access();
+            let shard = self.upkeep.packs().shard_of(&pack, access);
+            if let Some(of) = shard.map(|shard| shard.coded.coding.pack) {
+                self.take_code_back(of);
+            }
         }
-        tracing::warn!(%pack, "a pack has other shards than somebody said");
-        let born = Born {
-            pack,
-            class: info.class.to_byte(),
-            blocks: info.blocks,
-            bytes: info.bytes,
+        self.keeper.pulled(self.now, pack, how);
+    }
+
+    /// A pack that lies here has other shards than somebody said. That it came to be is said anew, so that the lie counts no more and copies are kept.
+    fn take_code_back(&mut self, pack: PackId) {
+        let packs = self.upkeep.packs();
+        // One that was retired meanwhile would be called back.
+        let coded = packs.coded(&pack, self.replica.access());
+        let Some(born) = coded.and_then(|_| packs.born(&pack)) else {
+            return;
         };
+        tracing::warn!(%pack, "a pack has other shards than somebody said");
         if let Err(error) = self.tell_catalogue(vec![CatalogueRecord::Born(born)]) {
             // It is found out again when it is tried again.
             tracing::debug!(%pack, %error, "not taken back yet");

@@ -581,6 +581,12 @@ impl Mesh {
                     self.holds(at, pack, true);
                 }
                 let how = if came { Pulled::Came } else { Pulled::Failed };
+                if let Way::Cut(shard) = &pull.way
+                    && !came
+                    && self.devices[at].disk.contains(&shard.coding.pack)
+                {
+                    self.take_code_back(at, shard.coding.pack);
+                }
                 self.devices[at].keeper.pulled(now, pack, how);
                 self.settle(at);
             }
