@@ -1484,10 +1484,12 @@ fn random_days(seed: u64, is_coded: bool) -> Mesh {
         }
         let mut ends = std::iter::successors(Some(whole), |of| mesh.replaced.get(of).copied());
         let end = ends.by_ref().last().unwrap();
-        let is_end_coded = device.packs.coded(&end, &mesh.access).is_some();
+        let is_held = |id: PackId| !mesh.holders(&id).is_empty();
+        let code = mesh.codes.get(&end);
+        let is_end_coded = code.is_some_and(|code| code.ids().all(is_held));
         if end == pack {
             assert_eq!(held, mesh.placed(&pack), "seed {seed}, {pack}");
-        } else if !mesh.holders(&end).is_empty() || is_end_coded {
+        } else if is_held(end) || is_end_coded {
             assert_eq!(held, BTreeSet::new(), "seed {seed}, {pack} was replaced");
         }
     }
