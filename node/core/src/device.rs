@@ -15,7 +15,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 use kith_crdt::access::{Access, Newcomer, Role};
 use kith_crdt::catalogue::{
-    Born, CatalogueRecord, HolderRecord, LeavingRecord, PolicyRecord, Retired, Seen,
+    Born, CatalogueRecord, Coded, HolderRecord, LeavingRecord, PolicyRecord, Retired, Seen,
 };
 use kith_crdt::chain::{DocumentKind, Entry};
 use kith_crdt::names::{
@@ -262,6 +262,8 @@ pub enum Command {
     Remove(Removal),
     /// Say that packs were closed here.
     Born(Vec<Born>),
+    /// Say which shards packs have. Those who should have them get them by that.
+    Coded(Vec<Coded>),
     /// Say that packs are on their way out.
     Retire(Vec<Retired>),
     /// Say that this device misses nothing of what these retirements leave out.
@@ -1078,6 +1080,9 @@ impl Device {
             Command::Remove(removal) => self.remove(&removal),
             Command::Born(born) => {
                 self.tell_catalogue(born.into_iter().map(CatalogueRecord::Born).collect())
+            }
+            Command::Coded(coded) => {
+                self.tell_catalogue(coded.into_iter().map(CatalogueRecord::Coded).collect())
             }
             Command::Retire(retired) => {
                 self.tell_catalogue(retired.into_iter().map(CatalogueRecord::Retired).collect())

@@ -870,7 +870,9 @@ impl Keeper {
             && let Some(shard) = view.packs.shard_of(pack, view.access)
         {
             if shard.stands {
-                return Some((bytes, 0));
+                // What nobody is there to hold is missed by nobody: copies of the pack make up for it.
+                let elsewhere = self.shard_place(shard, view).map_or(usize::MAX, |_| 0);
+                return Some((bytes, elsewhere));
             }
             // It stays until there is enough without it, and parity longer; it is not fetched any more.
             let coding = &shard.coded.coding;

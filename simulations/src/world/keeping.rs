@@ -4,18 +4,20 @@
 
 use std::collections::BTreeMap;
 
-use kith_core::device::{Command, Input};
+use bytes::Bytes;
+use kith_core::device::{Command, Device, Input};
 use kith_core::keeper::{Pull, Pulled, Way};
 use kith_core::probing::{Probe, Probed};
 use kith_core::promises::{GaveUp, GiveUp, Giving, Vouch, Wish};
 use kith_core::shards::{self, MakeError};
 use kith_core::{upkeep, vouch};
 use kith_crdt::catalogue::{Born, HolderRecord, Leaving, LeavingRecord};
-use kith_object::coding::Coding;
+use kith_object::coding::{self, Coding};
 use kith_object::id::{Cid, DeviceId, PackId};
 use kith_object::object::ObjectReader;
+use kith_object::pack;
 use kith_object::seal::Opener;
-use kith_object::store;
+use kith_object::store::{self, Keep};
 use kith_object::time::Span;
 use kith_protocol::promise::{Promised, Refused};
 
@@ -111,7 +113,7 @@ impl World {
         let subjects = Default::default();
         self.input(device, Input::Holds { subjects, kept });
         let id = self.id(device);
-        let said = |device: &kith_core::device::Device| {
+        let said = |device: &Device| {
             let given = device.keeper().givers().get(&id).cloned();
             given.is_some_and(|given| given.is_said && given.capacity == gives.capacity)
         };
@@ -599,7 +601,11 @@ impl World {
                 let block = stores().find_map(|storage| {
                     let stays = storage.store.lies_live(&cid).unwrap_or(false);
                     storage.block(&cid).filter(|_| stays)
-                })?;
+                });
+                let codings = running
+                    .iter()
+                    .flat_map(|(_, running)| codings(&running.device));
+                let block = block.or_else(|| restored(&cid, codings, stores))?;
                 reader.feed_verified(&cid, &block).ok()?;
             }
         }
@@ -649,4 +655,41 @@ impl World {
 /// What became of taking a pack in.
 fn came(taken: Result<(), MakeError>) -> Pulled {
     taken.map_or_else(|error| error.pulled(), |()| Pulled::Came)
+}
+
+/// The shards that packs have, as far as a device knows.
+fn codings(device: &Device) -> impl Iterator<Item = &Coding> {
+    let packs = device.upkeep().packs();
+    let all = packs.from(PackId::default());
+    let coded = all.filter_map(|pack| packs.coded(&pack, device.access()));
+    coded.map(|coded| &coded.coding)
+}
+
+/// A block of a shard that is restored of others which lie in those stores to stay.
+fn restored<'a, S: Iterator<Item = &'a Storage>>(
+    cid: &Cid,
+    mut codings: impl Iterator<Item = &'a Coding>,
+    stores: impl Fn() -> S,
+) -> Option<Bytes> {
+    let kept = |id: &PackId| {
+        let mut with = stores().filter(|of| of.store.keep_of(id) == Keep::Kept);
+        with.find_map(|of| shards::read(&of.store, id).ok())
+    };
+    codings.find_map(|coding| {
+        let table = coding.parity.iter().find_map(kept)?;
+        let (table, _) = coding::read_parity(&table)?;
+        let has = |shard: &usize| {
+            let mut blocks = table.blocks_of(*shard).iter();
+            blocks.any(|(digest, _)| Cid::from_digest(*digest) == *cid)
+        };
+        let shard = (0..coding.data.len()).find(has)?;
+        let files = coding.ids().enumerate();
+        let files = files
+            .filter_map(|(at, id)| Some((at, kept(&id)?)))
+            .collect();
+        let file = coding.restore(shard, &files).ok()?;
+        let blocks = pack::blocks_of(&file).ok()?;
+        let block = blocks.iter().find(|block| block.cid == *cid)?;
+        Some(file.slice(block.range()))
+    })
 }

@@ -1,6 +1,18 @@
 //! What stands between devices, and what fails in them, as a run shows it.
 
+use std::collections::BTreeSet;
+
+use kith_core::device::Command;
+use kith_core::{shards, upkeep};
+use kith_crdt::catalogue::{Coded, Kept, PolicyRecord};
+use kith_object::coding::{self, Coding};
+use kith_object::id::{DeviceId, PackId};
+use kith_object::time::Span;
+
+use super::World;
 use crate::scenario::{Report, of_text};
+use crate::schedule::schedule;
+use crate::trace::Trace;
 
 /// Three devices at three sites, of which the last is reached from everywhere.
 fn apart(first: &str, second: &str, rest: &str) -> String {
@@ -159,4 +171,109 @@ fn a_line_that_is_shut_by_night_is_open_by_day() {
     assert_eq!(times(&report, "d0", "partition").len(), 1);
     assert!(times(&report, "d0", "disconnects").len() >= 2);
     assert!(report.devices[0].metered > 10_000 && report.devices[1].metered == 0);
+}
+
+/// Seven devices that keep packs as 4+2, and a pack for each; what packs there are when all have copies.
+fn seven(seed: u64) -> (World, Vec<PackId>) {
+    let text = "about = 'x'\nduration = '2h'\n[[site]]\nname = 'house'\n\
+         [[device]]\nname = 'd'\nsite = 'house'\nadmin = true\ncount = 7\ngives = '1GB'\ngrace = '2h'\n\
+         [[work]]\nwhat = 'photos'\nevery = '25m'\nfiles = 12\nsize = '100KB..300KB'\n";
+    let scenario = of_text("test", text).unwrap();
+    let mut world = World::new(seed, scenario.plan(), Trace::new(true));
+    schedule(&mut world, scenario.plan(), seed);
+    world.run_until(hours(1));
+    let policy = PolicyRecord {
+        kept: Kept::Shards(4, 2),
+        min_sites: 1,
+        sites: Default::default(),
+    };
+    world.command(0, Command::SetPolicy(policy), Vec::new());
+    world.run_until(hours(3));
+    let packs: BTreeSet<PackId> = (0..7).flat_map(|at| kept(&world, at)).collect();
+    (world, packs.into_iter().collect())
+}
+
+fn hours(hours: u64) -> Span {
+    Span::from_secs(3600 * hours)
+}
+
+/// The packs that a device keeps.
+fn kept(world: &World, at: usize) -> Vec<PackId> {
+    let Some(running) = &world.slots[at].running else {
+        return Vec::new();
+    };
+    let store = &running.storage.store;
+    let kept = upkeep::kept(store, &store.packs().unwrap());
+    kept.into_iter().map(|(pack, _)| pack).collect()
+}
+
+/// Where a pack is kept.
+fn keepers(world: &World, pack: &PackId) -> Vec<usize> {
+    let keeps = |at: &usize| kept(world, *at).contains(pack);
+    (0..world.slots.len()).filter(keeps).collect()
+}
+
+#[test]
+fn packs_become_shards_and_lost_shards_are_restored_on_others() {
+    let (mut world, packs) = seven(1);
+    // Whoever has one says which shards it has.
+    let mut codings = Vec::new();
+    for pack in packs {
+        let at = keepers(&world, &pack)[0];
+        let running = world.slots[at].running.as_ref().unwrap();
+        let whole = shards::read(&running.storage.store, &pack).unwrap();
+        let Ok((coding, _)) = coding::code(&whole, 4, 2) else {
+            continue;
+        };
+        let devices: Vec<DeviceId> = (1..7).map(|at| world.id(at)).collect();
+        codings.push(coding.clone());
+        let coded = Coded { coding, devices };
+        world.command(at, Command::Coded(vec![coded]), Vec::new());
+    }
+    assert!(codings.len() > 2, "{}", codings.len());
+    world.run_until(hours(40));
+    assert_eq!(world.failures, Vec::<String>::new());
+    let mut on = BTreeSet::new();
+    for coding in &codings {
+        assert_eq!(keepers(&world, &coding.pack), Vec::<usize>::new());
+        let places: Vec<usize> = coding.ids().flat_map(|id| keepers(&world, &id)).collect();
+        let distinct: BTreeSet<usize> = places.iter().copied().collect();
+        assert_eq!((places.len(), distinct.len()), (6, 6), "one on each of six");
+        on.extend(distinct);
+    }
+    assert_eq!(on.len(), 7, "and all take part");
+    assert_eq!(world.badly_kept(), Vec::<String>::new());
+    assert!(world.trace.text().contains("makes"));
+    // Two at once are gone for good: nothing is lost, and their shards are restored where there is a place.
+    let lost = [2, 5];
+    let missed: usize = codings
+        .iter()
+        .flat_map(Coding::ids)
+        .filter(|id| keepers(&world, id).iter().any(|at| lost.contains(at)))
+        .count();
+    world.lose(&lost);
+    world.run_until(hours(80));
+    assert_eq!(world.failures, Vec::<String>::new());
+    let there: usize = codings
+        .iter()
+        .flat_map(Coding::ids)
+        .filter(|id| keepers(&world, id).iter().any(|at| !lost.contains(at)))
+        .count();
+    assert_eq!(
+        there,
+        5 * codings.len(),
+        "five devices are left: {missed} were missed"
+    );
+    // A copy makes up for the sixth.
+    for coding in &codings {
+        assert!(!keepers(&world, &coding.pack).is_empty());
+    }
+    assert_eq!(world.badly_kept(), Vec::<String>::new());
+    for (nth, at) in [0, 1, 3, 4, 6].into_iter().enumerate() {
+        world.read_all((nth, 5), at);
+    }
+    world.run_until(hours(82));
+    assert_eq!(world.reads_open(), 0);
+    world.check_laws();
+    assert_eq!(world.failures, Vec::<String>::new());
 }

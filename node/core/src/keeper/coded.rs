@@ -146,10 +146,11 @@ impl Keeper {
         data.any(|shard| self.holders(&shard.id, view).next().is_some())
     }
 
-    /// Whether it is for this device to make a shard that somebody else should hold: nobody has it, the one who should does not have the pack, and this device is the first that does.
+    /// Whether it is for this device to make a shard that somebody else should hold: nobody within reach has it, the one who should does not have the pack, and this device is the first within reach that does.
     pub(super) fn is_maker(&self, id: &PackId, shard: ShardOf<'_>, view: View<'_>) -> bool {
         let place = self.shard_place(shard, view);
-        if place.is_none() || self.holders(id, view).next().is_some() {
+        // Who has it and is away may be so for good.
+        if place.is_none() || self.is_own(id, view) || !self.sources(id, view).is_empty() {
             return false;
         }
         let holders: Vec<DeviceId> = self.holders(&shard.coded.coding.pack, view).collect();

@@ -135,6 +135,34 @@ fn who_has_the_pack_makes_its_own_shard_and_the_first_those_of_others() {
 }
 
 #[test]
+fn the_only_one_with_the_pack_makes_all_shards_that_nobody_in_reach_has() {
+    let mut desk = Desk::coding(6);
+    desk.born(0, 5);
+    desk.hold(&[(0, vec![pack(0)])]);
+    let devices = desk.coded(0, 0, 6);
+    let others: Vec<usize> = (0..6).filter(|at| desk.at(&devices[*at]) != 0).collect();
+    // One is said to lie with somebody who is away, one with somebody who is there.
+    let (away, there) = (desk.at(&devices[others[0]]), desk.at(&devices[others[1]]));
+    desk.hold(&[
+        (away, vec![shard(0, 0, others[1])]),
+        (there, vec![shard(0, 0, others[2])]),
+    ]);
+    desk.connect(there, true);
+    desk.settle();
+    let mut made = BTreeSet::new();
+    while let Some(pull) = desk.pulls.pop() {
+        assert!(matches!(pull.way, Way::Cut(_)), "{pull:?}");
+        made.insert(pull.pack);
+        let own: Vec<PackId> = desk.mine().into_iter().chain([pull.pack]).collect();
+        desk.keeper.pulled(desk.now, pull.pack, Pulled::Came);
+        desk.hold(&[(0, own)]);
+    }
+    let all = (0..6).filter(|at| *at != others[2]);
+    let all: BTreeSet<PackId> = all.map(|at| shard(0, 0, at)).collect();
+    assert_eq!(made, all);
+}
+
+#[test]
 fn a_pack_goes_once_all_its_shards_lie_where_they_should() {
     let mut desk = Desk::coding(6);
     let n = desk.a_pack(false);
